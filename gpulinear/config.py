@@ -1,0 +1,259 @@
+"""The compile-time choices of each kernel family, which of them are legal, and what they cost in registers.
+
+A config is frozen and hashable: it is the template argument of the generated source and part of the cache key.
+``supports`` is the only statement of what is legal; ``candidates`` lists what the planner may choose from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Union
+
+from .device import DeviceSpec
+from .problem import ITEMSIZE, Gemm, Matrix, accumulator_dtype
+
+# Version of the numbers: raised when a change of kernel or order of reduction changes a result bit.
+NUMERICS_VERSION = 1
+
+# K (or the rows of a column sum) is cut into segments of this many elements: the unit of split-K, the same for every
+# shape, tile and batch (docs/design.md, "The numeric contract").
+SEGMENT = {"gemm_simt": 1024, "column_sum": 4096}
+
+CPP_TYPE = {"float64": "double", "float32": "float", "float16": "Half", "bfloat16": "Bfloat16"}
+
+
+@dataclass(frozen=True)
+class GemmSimtConfig:
+    """One variant of ``gemm_simt``: types, majors, tiles, pipeline depth and access widths (bytes)."""
+
+    family: ClassVar[str] = "gemm_simt"
+    dtype: str
+    out_dtype: str
+    bias_dtype: str
+    k_major_a: bool  # A is read along K (else along M)
+    k_major_b: bool  # B is read along K (else along N)
+    block_m: int
+    block_n: int
+    block_k: int
+    thread_m: int
+    thread_n: int
+    stages: int
+    vec_a: int
+    vec_b: int
+    vec_d: int
+    asynchronous: bool  # cp.async ring; else register prefetch (no cp.async, or a conversion on the way)
+    segment: int = SEGMENT["gemm_simt"]
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return (self.block_m // self.thread_m) * (self.block_n // self.thread_n)
+
+    @property
+    def smem_bytes(self) -> int:
+        """Dynamic shared memory of a block: every stage holds one tile of A and one of B, in accumulator type."""
+        item = ITEMSIZE[accumulator_dtype(self.dtype)]
+        return self.stages * (self.block_m + self.block_n) * self.block_k * item
+
+    @property
+    def min_blocks(self) -> int:
+        """Blocks per SM that the register budget leaves room for (second argument of __launch_bounds__)."""
+        return 2 if self.threads * 2 * 128 <= 65536 and self.thread_m * self.thread_n <= 64 else 1
+
+    @property
+    def tile(self) -> str:
+        """Short name, as in ``128x128x16/8x8``."""
+        return f"{self.block_m}x{self.block_n}x{self.block_k}/{self.thread_m}x{self.thread_n}"
+
+    def cpp(self) -> dict[str, str]:
+        """Members of the C++ ``Config`` struct."""
+        return {
+            "In": CPP_TYPE[self.dtype],
+            "Acc": CPP_TYPE[accumulator_dtype(self.dtype)],
+            "Out": CPP_TYPE[self.out_dtype],
+            "Bias": CPP_TYPE[self.bias_dtype],
+            "kMajorA": "Major::K" if self.k_major_a else "Major::MN",
+            "kMajorB": "Major::K" if self.k_major_b else "Major::MN",
+            "kBlockM": str(self.block_m),
+            "kBlockN": str(self.block_n),
+            "kBlockK": str(self.block_k),
+            "kThreadM": str(self.thread_m),
+            "kThreadN": str(self.thread_n),
+            "kStages": str(self.stages),
+            "kVecA": str(self.vec_a),
+            "kVecB": str(self.vec_b),
+            "kVecD": str(self.vec_d),
+            "kSegment": str(self.segment),
+            "kAsync": str(self.asynchronous).lower(),
+        }
+
+
+@dataclass(frozen=True)
+class ColumnSumConfig:
+    """One variant of ``column_sum``."""
+
+    family: ClassVar[str] = "column_sum"
+    dtype: str
+    out_dtype: str
+    segment: int = SEGMENT["column_sum"]
+    threads: ClassVar[int] = 256
+
+    def cpp(self) -> dict[str, str]:
+        """Members of the C++ ``Config`` struct."""
+        return {
+            "In": CPP_TYPE[self.dtype],
+            "Acc": CPP_TYPE[accumulator_dtype(self.dtype)],
+            "Out": CPP_TYPE[self.out_dtype],
+            "kSegment": str(self.segment),
+        }
+
+
+@dataclass(frozen=True)
+class ActGradConfig:
+    """One variant of ``act_grad``."""
+
+    family: ClassVar[str] = "act_grad"
+    dtype: str
+    preact_dtype: str
+    db_dtype: str
+    segment: int = SEGMENT["column_sum"]
+    threads: ClassVar[int] = 256
+
+    def cpp(self) -> dict[str, str]:
+        """Members of the C++ ``Config`` struct."""
+        return {
+            "In": CPP_TYPE[self.dtype],
+            "Preact": CPP_TYPE[self.preact_dtype],
+            "Acc": CPP_TYPE[accumulator_dtype(self.dtype)],
+            "Out": CPP_TYPE[self.db_dtype],
+            "kSegment": str(self.segment),
+        }
+
+
+@dataclass(frozen=True)
+class OrderedReduceConfig:
+    """One variant of ``ordered_reduce``."""
+
+    family: ClassVar[str] = "ordered_reduce"
+    acc_dtype: str
+    out_dtype: str
+    bias_dtype: str
+    threads: ClassVar[int] = 256
+
+    def cpp(self) -> dict[str, str]:
+        """Members of the C++ ``Config`` struct."""
+        return {
+            "Acc": CPP_TYPE[self.acc_dtype],
+            "Out": CPP_TYPE[self.out_dtype],
+            "Bias": CPP_TYPE[self.bias_dtype],
+        }
+
+
+@dataclass(frozen=True)
+class StridedCopyConfig:
+    """One variant of ``strided_copy``: the element size in bytes."""
+
+    family: ClassVar[str] = "strided_copy"
+    itemsize: int
+    threads: ClassVar[int] = 256
+
+    def cpp(self) -> dict[str, str]:
+        """Members of the C++ ``Config`` struct."""
+        return {"kItemBytes": str(self.itemsize)}
+
+
+Config = Union[
+    GemmSimtConfig, ColumnSumConfig, ActGradConfig, OrderedReduceConfig, StridedCopyConfig
+]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Block and thread tile of ``gemm_simt`` and the most registers that any of its variants may use.
+
+    ``registers`` is a budget: a test compiles every variant on every arch and fails when one needs more.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    thread_m: int
+    thread_n: int
+    registers: int
+
+
+# Sources of the shapes: 8x16 thread tiles reach the highest FFMA share, 8x8 ones leave room for two blocks per SM, the
+# small ones fill the chip in small layers.
+SIMT_TILES: dict[str, tuple[Tile, ...]] = {
+    "float32": (
+        Tile(128, 256, 16, 8, 16, 255),
+        Tile(128, 128, 16, 8, 8, 128),
+        Tile(64, 128, 16, 8, 8, 128),
+        Tile(128, 64, 16, 8, 8, 128),
+        Tile(64, 64, 16, 8, 8, 128),
+        Tile(64, 64, 16, 4, 4, 128),
+        Tile(32, 64, 16, 4, 4, 128),
+        Tile(32, 32, 16, 4, 4, 128),
+    ),
+    "float64": (
+        Tile(64, 64, 8, 4, 4, 128),
+        Tile(32, 64, 8, 4, 4, 128),
+        Tile(32, 32, 8, 4, 4, 128),
+    ),
+}
+
+
+def vector_bytes(operand: Matrix) -> int:
+    """The width of an access along the contiguous dimension: 16 bytes where address and pitch allow, else an item."""
+    item = ITEMSIZE[operand.dtype]
+    pitch = operand.row_stride if operand.row_major else operand.col_stride
+    return 16 if operand.align >= 16 and pitch * item % 16 == 0 else item
+
+
+def supports(config: GemmSimtConfig, gemm: Gemm, spec: DeviceSpec) -> str | None:
+    """Why ``config`` cannot run ``gemm`` on ``spec``, as a sentence; None when it can."""
+    if gemm.precision not in (None, "ieee"):
+        return f"gemm_simt computes in IEEE precision, not {gemm.precision}"
+    if config.smem_bytes > spec.smem_per_block_optin:
+        return f"needs {config.smem_bytes} bytes of shared memory, a block of {spec.arch} has {spec.smem_per_block_optin}"
+    if config.asynchronous and spec.compute_capability < (8, 0):
+        return f"cp.async needs sm_80, this is {spec.arch}"
+    if config.threads * registers(config) > spec.regs_per_block:
+        return f"needs {config.threads * registers(config)} registers, a block of {spec.arch} has {spec.regs_per_block}"
+    return None
+
+
+def registers(config: GemmSimtConfig) -> int:
+    """The register budget per thread of a variant, from ``SIMT_TILES``."""
+    shape = (config.block_m, config.block_n, config.block_k, config.thread_m, config.thread_n)
+    for tile in SIMT_TILES[accumulator_dtype(config.dtype)]:
+        if (tile.block_m, tile.block_n, tile.block_k, tile.thread_m, tile.thread_n) == shape:
+            return tile.registers
+    return 255
+
+
+def candidates(gemm: Gemm, spec: DeviceSpec) -> Iterator[tuple[GemmSimtConfig, str | None]]:
+    """Every variant for the operands as they lie, each with the reason why it is refused (None: legal)."""
+    acc = accumulator_dtype(gemm.dtype)
+    # 16-bit operands are converted on the way to shared memory, which cp.async cannot do.
+    asynchronous = gemm.dtype == acc and spec.compute_capability >= (8, 0)
+    for tile in SIMT_TILES[acc]:
+        config = GemmSimtConfig(
+            dtype=gemm.dtype,
+            out_dtype=gemm.d.dtype,
+            bias_dtype=gemm.bias.dtype if gemm.bias else gemm.dtype,
+            k_major_a=gemm.a.row_major,
+            k_major_b=gemm.b.col_major,
+            block_m=tile.block_m,
+            block_n=tile.block_n,
+            block_k=tile.block_k,
+            thread_m=tile.thread_m,
+            thread_n=tile.thread_n,
+            stages=3 if asynchronous else 2,
+            vec_a=vector_bytes(gemm.a),
+            vec_b=vector_bytes(gemm.b),
+            vec_d=vector_bytes(gemm.d),
+            asynchronous=asynchronous,
+        )
+        yield config, supports(config, gemm, spec)
