@@ -63,7 +63,7 @@ PARAM_BLOCKS: dict[str, ParamBlock] = {
         "GemmParams",
         ptr="a b d bias preact total",
         i64="lda ldb ldd ldp bias_stride",
-        i32="m n k activation accumulate bias_is_acc splits segments_per_split tiles_m tiles_n group reserved",
+        i32="m n k activation accumulate splits segments_per_split tiles_m tiles_n group",
     ),
     "column_sum": _block(
         "ColumnSumParams",
@@ -81,7 +81,7 @@ PARAM_BLOCKS: dict[str, ParamBlock] = {
         "OrderedReduceParams",
         ptr="slabs d bias preact",
         i64="slab_stride ldd ldp bias_stride",
-        i32="m n count activation accumulate bias_is_acc",
+        i32="m n count activation accumulate reserved",
     ),
     "strided_copy": _block(
         "StridedCopyParams",

@@ -1,0 +1,1 @@
+"""Who runs a call: the NumPy reference, a GPU through CuPy, or the PTX emulator."""

@@ -1,0 +1,61 @@
+"""Binds a plan to compiled kernels: which pointers each launch needs, packed into a fresh parameter block per call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .compile import Artifact, compile_kernel
+from .params import PARAM_BLOCKS
+from .plan import WORKSPACE, Plan, Ref, Step
+from .source import entry_name, render
+
+
+@dataclass(frozen=True)
+class ParamTemplate:
+    """A parameter block with the pointers left open.
+
+    ``slots`` gives for each leading pointer (buffer index, byte offset), or None for a null pointer.
+    """
+
+    slots: tuple[tuple[int, int] | None, ...]
+    pack_pointers: Callable[..., bytes]
+    tail: bytes
+    dtype: np.dtype[Any]
+
+    def fill(self, pointers: Sequence[int]) -> np.ndarray[Any, Any]:
+        """A new one-element array holding the block: a launch may release the GIL, so a shared block would race."""
+        head = self.pack_pointers(*[0 if s is None else pointers[s[0]] + s[1] for s in self.slots])
+        return np.frombuffer(head + self.tail, self.dtype)
+
+
+def make_template(step: Step, buffers: Sequence[str]) -> ParamTemplate:
+    """Pack everything of a step but its pointers. ``buffers`` names the pointers that ``fill`` will be given."""
+    import struct
+
+    block = PARAM_BLOCKS[step.family]
+    count = block.pointer_count
+    slots: list[tuple[int, int] | None] = []
+    for value in step.values[:count]:
+        slots.append((buffers.index(value.buffer), value.offset) if isinstance(value, Ref) else None)
+    numbers = [0] * count + [int(value) for value in step.values[count:]]  # type: ignore[arg-type]
+    tail = block.packer.pack(*numbers)[8 * count :]
+    return ParamTemplate(tuple(slots), struct.Struct(f"@{count}Q").pack, tail, np.dtype(f"V{block.size}"))
+
+
+def compile_step(step: Step, arch: str) -> Artifact:
+    """The compiled kernel of a step, from memory, disk or NVRTC."""
+    return compile_kernel(render(step.config), entry=entry_name(step.family), arch=arch)
+
+
+def compile_plan(plan: Plan) -> list[Artifact]:
+    """The compiled kernels of all steps, in order."""
+    return [compile_step(step, plan.arch) for step in plan.steps]
+
+
+def buffer_order(names: Sequence[str]) -> tuple[str, ...]:
+    """The order of the pointers given to ``ParamTemplate.fill``: the call's arrays, then the workspace."""
+    return (*names, WORKSPACE)

@@ -1,0 +1,62 @@
+"""Renders the translation unit of one kernel variant: a Config struct and an extern "C" stub over a template."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from .config import Config, GemmSimtConfig
+from .params import PARAM_BLOCKS
+
+# Header of each family; the header defines a __device__ template of the family's own name.
+HEADERS = {
+    "gemm_simt": "gemm_simt.cuh",
+    "column_sum": "bias_grad.cuh",
+    "act_grad": "act_grad.cuh",
+    "ordered_reduce": "ordered_reduce.cuh",
+    "strided_copy": "strided_copy.cuh",
+}
+
+
+def entry_name(family: str) -> str:
+    """The kernel's name in a profiler and in the cubin."""
+    return f"gpulinear_{family}"
+
+
+@lru_cache(maxsize=1024)
+def render(config: Config) -> str:
+    """The CUDA source of one variant. It asserts that Python and C++ agree on the parameter block and on smem."""
+    family = config.family
+    block = PARAM_BLOCKS[family]
+    types, constants = [], []
+    for name, value in config.cpp().items():
+        if name[0] == "k":
+            kind = "Major" if value.startswith("Major") else "bool" if value in ("true", "false") else "int"
+            constants.append(f"  static constexpr {kind} {name} = {value};")
+        else:
+            types.append(f"  using {name} = {value};")
+    checks = [
+        f'static_assert(sizeof({block.struct_name}) == {block.size}, "params.py and params.cuh differ in size");'
+    ]
+    checks += [
+        f'static_assert(__builtin_offsetof({block.struct_name}, {name}) == {offset}, "params.py and params.cuh differ at {name}");'
+        for name, offset in block.offsets
+    ]
+    min_blocks = 1
+    if isinstance(config, GemmSimtConfig):
+        min_blocks = config.min_blocks
+        checks.append(
+            f'static_assert(gemm_simt_smem_bytes<Config>() == {config.smem_bytes}, "config.py and gemm_simt.cuh differ in smem");'
+        )
+    lines = [
+        f'#include "{HEADERS[family]}"',
+        "struct Config {",
+        *types,
+        *constants,
+        "};",
+        *checks,
+        f'extern "C" __global__ void __launch_bounds__({config.threads}, {min_blocks})',
+        f"{entry_name(family)}(const __grid_constant__ {block.struct_name} p) {{",
+        f"  {family}<Config>(p);",
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
