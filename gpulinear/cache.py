@@ -1,0 +1,165 @@
+"""A directory of compiled kernels, found again by content. Everything read from it is untrusted.
+
+An entry is a directory ``<key[:2]>/<key>`` with kernel.cu, kernel.ptx, kernel.cubin, build.log and meta.json, which
+holds the sha256 of each. Writers fill a temporary directory and rename it: readers see a whole entry or none. A
+truncated, foreign or altered entry is a miss.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+SCHEMA = 1
+FILES = ("kernel.cu", "kernel.ptx", "kernel.cubin", "build.log")
+_MAX_BYTES = 64 << 20
+_KEY = re.compile(r"[0-9a-f]{64}")
+
+
+def cache_dir() -> Path:
+    """GPULINEAR_CACHE, or gpulinear/ in the user's cache directory."""
+    chosen = os.environ.get("GPULINEAR_CACHE")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "gpulinear"
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _trusted(root: Path) -> bool:
+    """Whether the directory is ours alone: nobody else may put a kernel in it."""
+    try:
+        status = root.stat()
+    except OSError:
+        return False
+    if not stat.S_ISDIR(status.st_mode):
+        return False
+    if hasattr(os, "getuid") and status.st_uid != os.getuid():
+        return False
+    return not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def open_root() -> Path | None:
+    """The cache directory, made with mode 0700; None (with one warning) where it cannot be trusted or made."""
+    root = cache_dir()
+    with contextlib.suppress(OSError):
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not root.exists():
+        return None  # a read-only home: work from memory
+    if not _trusted(root):
+        warnings.warn(
+            f"the kernel cache {root} is not used: it must be a directory that you own and nobody else can write; set "
+            f"GPULINEAR_CACHE to another place or run chmod 700 on it",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return root
+
+
+def _entry(root: Path, key: str) -> Path:
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"a cache key is 64 hexadecimal digits, got {key!r}")
+    return root / key[:2] / key
+
+
+def _read_file(path: Path) -> bytes:
+    """The bytes of a regular file of sane size; OSError otherwise (also for a symlink)."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
+            raise OSError(f"{path} is not a regular file of at most {_MAX_BYTES} bytes")
+        return file.read()
+
+
+def parse_meta(text: bytes, key: str) -> dict[str, str] | None:
+    """The sha256 of each file as meta.json states it; None unless every field has its type and range."""
+    try:
+        meta = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(meta, dict) or meta.get("schema") != SCHEMA or meta.get("key") != key:
+        return None
+    digests = meta.get("sha256")
+    if not isinstance(digests, dict) or set(digests) != set(FILES):
+        return None
+    for digest in digests.values():
+        if not isinstance(digest, str) or not _KEY.fullmatch(digest):
+            return None
+    return digests
+
+
+def load(key: str) -> tuple[dict[str, bytes], Path] | None:
+    """The files of an entry and its directory, or None for a miss."""
+    root = open_root()
+    if root is None:
+        return None
+    entry = _entry(root, key)
+    try:
+        if entry.is_symlink() or entry.parent.is_symlink():
+            return None
+        digests = parse_meta(_read_file(entry / "meta.json"), key)
+        if digests is None:
+            return None
+        files = {name: _read_file(entry / name) for name in FILES}
+    except OSError:
+        return None
+    if any(_digest(files[name]) != digest for name, digest in digests.items()):
+        return None
+    return files, entry
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def store(key: str, files: Mapping[str, bytes]) -> Path | None:
+    """Write an entry and return its directory; None where the directory cannot be written (a full or read-only disk).
+
+    Whoever renames first wins; a broken entry in the way is moved aside and removed.
+    """
+    root = open_root()
+    if root is None:
+        return None
+    entry = _entry(root, key)
+    temporary: Path | None = None
+    try:
+        entry.parent.mkdir(mode=0o700, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=entry.parent))
+        for name in FILES:
+            _write(temporary / name, files[name])
+        meta = {"schema": SCHEMA, "key": key, "sha256": {name: _digest(files[name]) for name in FILES}}
+        _write(temporary / "meta.json", json.dumps(meta, indent=1).encode())
+        try:
+            os.rename(temporary, entry)
+        except OSError:
+            if load(key) is None:  # broken: replace it
+                aside = Path(tempfile.mkdtemp(prefix=".old-", dir=entry.parent))
+                with contextlib.suppress(OSError):
+                    os.rename(entry, aside / "entry")
+                with contextlib.suppress(OSError):
+                    os.rename(temporary, entry)
+                shutil.rmtree(aside, ignore_errors=True)
+        return entry if load(key) is not None else None
+    except OSError:
+        return None
+    finally:
+        if temporary is not None and temporary.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
