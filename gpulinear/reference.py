@@ -1,4 +1,4 @@
-"""The linear layer, its gradients and its activations in NumPy float64: what every kernel must equal.
+"""The linear layer, its gradients and its activations in float64: what every kernel must equal.
 
 Written to be read beside the source document. With tokens as rows, weight as (out, in):
 
@@ -151,7 +151,7 @@ def activate(z: Array, activation: str | None) -> Float64:
     """act(z) in float64 for one of ACTIVATIONS, or z itself for None.
 
     relu: max(z, 0).  gelu: z Φ(z) with the normal distribution Φ(z) = (1 + erf(z/√2)) / 2.
-    silu: z σ(z) with σ(z) = 1 / (1 + exp(-z)).  gelu_tanh: z (1 + tanh u(z)) / 2 = z σ(2 u(z)) with
+    silu: z S(z) with S(z) = 1 / (1 + exp(-z)).  gelu_tanh: z (1 + tanh u(z)) / 2 = z S(2 u(z)) with
     u(z) = √(2/π) (z + 0.044715 z³). The products follow IEEE: at z = -Inf the last three are NaN.
     """
     z = z.astype(np.float64)
@@ -172,8 +172,8 @@ def activate(z: Array, activation: str | None) -> Float64:
 def activation_derivative(z: Array, activation: str | None) -> Float64:
     """act'(z) in float64; relu'(0) = 0, NaN gives NaN.
 
-    gelu: Φ + z φ with the normal density φ.  silu: σ + z σ(z) σ(-z).
-    gelu_tanh: s + z s (1 - s) 2u' with s = σ(2u). At z = ±Inf these three are NaN (Inf · 0).
+    gelu: Φ + z φ with the normal density φ.  silu: S(z) + z S(z) S(-z).
+    gelu_tanh: s + z s (1 - s) 2u' with s = S(2u). At z = ±Inf these three are NaN (Inf · 0).
     """
     z = z.astype(np.float64)
     if activation is None:
@@ -200,7 +200,7 @@ def _sigmoid(z: Float64) -> Float64:
 
 
 def _tanh_argument(z: Float64) -> tuple[Float64, Float64]:
-    """u(z) of gelu_tanh and u'(z); z is cut at ±40, where σ(2u) has long become 0 or 1."""
+    """u(z) of gelu_tanh and u'(z); z is cut at ±40, where S(2u) has long become 0 or 1."""
     c = np.clip(z, -40.0, 40.0)
     scale = math.sqrt(2.0 / math.pi)
     return scale * (c + 0.044715 * c**3), scale * (1.0 + 3.0 * 0.044715 * c**2)
@@ -239,7 +239,8 @@ def _erf_series(x: Float64) -> Float64:
     total = np.zeros_like(y)
     for n in range(20, 0, -1):
         total = total * y + (-1.0) ** n / (math.factorial(n) * (2 * n + 1))
-    return 2.0 / math.sqrt(math.pi) * (x + x * (total * y))
+    result: Float64 = 2.0 / math.sqrt(math.pi) * (x + x * (total * y))
+    return result
 
 
 def _erfc_tail(x: Float64, gauss: Float64) -> Float64:
@@ -304,7 +305,7 @@ def _round_bits(x: Array, bits: int, lowest: int) -> Float64:
 
 
 def round_tf32(x: Array) -> NDArray[np.float32]:
-    """float32 to TF32 (8 exponent and 10 mantissa bits), to nearest, ties away: cvt.rna.tf32.f32."""
+    """float32 to TF32 (8 exponent, 10 mantissa bits), to nearest, ties away: cvt.rna.tf32.f32."""
     x = np.array(x, dtype=np.float32, order="C")
     rounded = ((x.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
     return np.where(np.isfinite(x), rounded, x)
