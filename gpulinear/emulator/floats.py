@@ -61,7 +61,8 @@ def canonical(x: Array) -> Array:
 def saturate(x: Array) -> Array:
     """``.sat``: clamp to [0, 1]; NaN becomes +0, and so does -0 (PTX ISA 9.7.3.3)."""
     one = x.dtype.type(1)
-    return np.where(x > 0, np.minimum(x, one), x.dtype.type(0))
+    clamped: Array = np.where(x > 0, np.minimum(x, one), x.dtype.type(0))
+    return clamped
 
 
 def _finish(r: Array, ftz: bool, sat: bool) -> Array:
@@ -92,7 +93,7 @@ def _fma64(a: Array, b: Array, c: Array, rnd: str) -> Array:
     th = c + low
     tl = two_sum(c, low, th)
     vh = p + th
-    r = vh + odd_add(tl, two_sum(p, th, vh))
+    r: Array = vh + odd_add(tl, two_sum(p, th, vh))
     size = np.abs(p)
     safe = (size > 1e-250) & (size < 1e290) & (np.abs(a) < 1e290) & (np.abs(b) < 1e290)
     safe &= np.abs(c) < 1e290

@@ -123,9 +123,9 @@ def _round_fraction(v: Fraction, rnd: str) -> float:
     try:
         r = v.numerator / v.denominator  # correctly rounded by the language, subnormals included
     except OverflowError:
-        r = math.copysign(math.inf, v.numerator)
+        r = math.inf if v > 0 else -math.inf
     if r == 0.0:
-        r = math.copysign(r, v.numerator)
+        r = 0.0 if v > 0 else -0.0
     if math.isinf(r):
         above, below = r > 0, r < 0
     else:
