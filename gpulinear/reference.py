@@ -239,8 +239,7 @@ def _erf_series(x: Float64) -> Float64:
     total = np.zeros_like(y)
     for n in range(20, 0, -1):
         total = total * y + (-1.0) ** n / (math.factorial(n) * (2 * n + 1))
-    result: Float64 = 2.0 / math.sqrt(math.pi) * (x + x * (total * y))
-    return result
+    return np.copysign(2.0 / math.sqrt(math.pi) * (x + x * (total * y)), x)  # keeps -0
 
 
 def _erfc_tail(x: Float64, gauss: Float64) -> Float64:
