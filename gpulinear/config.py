@@ -41,7 +41,6 @@ class GemmSimtConfig:
     stages: int
     vec_a: int
     vec_b: int
-    vec_d: int
     asynchronous: bool  # cp.async ring; else register prefetch (no cp.async, or a conversion on the way)
     segment: int = SEGMENT["gemm_simt"]
 
@@ -52,14 +51,15 @@ class GemmSimtConfig:
 
     @property
     def smem_bytes(self) -> int:
-        """Dynamic shared memory of a block: every stage holds one tile of A and one of B, in accumulator type."""
-        item = ITEMSIZE[accumulator_dtype(self.dtype)]
-        return self.stages * (self.block_m + self.block_n) * self.block_k * item
+        """Dynamic shared memory of a block: the ring of tiles, and the rows staged for the store (gemm_simt.cuh)."""
+        ring = self.stages * (self.block_m + self.block_n) * self.block_k
+        staged = self.block_m // self.thread_m * (self.block_n + 8)
+        return (ring + staged) * ITEMSIZE[accumulator_dtype(self.dtype)]
 
     @property
     def min_blocks(self) -> int:
         """Blocks per SM that the register budget leaves room for (second argument of __launch_bounds__)."""
-        return 2 if self.threads * 2 * 128 <= 65536 and self.thread_m * self.thread_n <= 64 else 1
+        return 2 if self.asynchronous and self.threads * 2 * 128 <= 65536 and self.thread_m * self.thread_n <= 64 else 1
 
     @property
     def tile(self) -> str:
@@ -83,7 +83,6 @@ class GemmSimtConfig:
             "kStages": str(self.stages),
             "kVecA": str(self.vec_a),
             "kVecB": str(self.vec_b),
-            "kVecD": str(self.vec_d),
             "kSegment": str(self.segment),
             "kAsync": str(self.asynchronous).lower(),
         }
@@ -253,7 +252,6 @@ def candidates(gemm: Gemm, spec: DeviceSpec) -> Iterator[tuple[GemmSimtConfig, s
             stages=3 if asynchronous else 2,
             vec_a=vector_bytes(gemm.a),
             vec_b=vector_bytes(gemm.b),
-            vec_d=vector_bytes(gemm.d),
             asynchronous=asynchronous,
         )
         yield config, supports(config, gemm, spec)

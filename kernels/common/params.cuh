@@ -1,0 +1,58 @@
+// The parameter block of each kernel: one struct by value, pointers first. gpulinear/params.py is its Python twin; every
+// generated source asserts that sizes and offsets agree.
+#pragma once
+
+enum Activation { kNone = 0, kRelu = 1, kGelu = 2, kGeluTanh = 3, kSilu = 4 };
+
+// D (m, n) = act(A (m, k) B (k, n) + bias), or D += A B.
+struct GemmParams {
+  const void* a;     // In (m, k): K-major a[i * lda + l], else a[l * lda + i]
+  const void* b;     // In (k, n): K-major b[j * ldb + l], else b[l * ldb + j]
+  void* d;           // Out (m, n): d[i * ldd + j]
+  const void* bias;  // Bias (n), or null
+  void* preact;      // Out (m, n): preact[i * ldp + j], or null
+  void* total;       // Acc: running totals (m, n) when splits == 1, else slabs [segments][m][n]; null when K <= S
+  long long lda, ldb, ldd, ldp, bias_stride;  // elements; lda and ldb may be zero or negative
+  int m, n, k;
+  int activation, accumulate;
+  int splits, segments_per_split;  // blocks along K, and the segments each of them sums
+  int tiles_m, tiles_n, group;     // block tiles, and how many tiles of M share a strip of B
+};
+
+// out (cols) = column sums of x (rows, cols).
+struct ColumnSumParams {
+  const void* x;  // In (rows, cols) by row_stride, col_stride
+  void* out;      // Out (cols)
+  void* slabs;    // Acc [segments][cols], or null when one segment writes out itself
+  long long row_stride, col_stride;
+  int rows, cols, accumulate, segments;
+};
+
+// dz = dy * act'(preact), and on request db = column sums of the rounded dz.
+struct ActGradParams {
+  const void* dy;      // In (rows, cols)
+  const void* preact;  // Preact (rows, cols)
+  void* dz;            // In (rows, cols)
+  void* db;            // Out (cols), or null
+  void* slabs;         // Acc [segments][cols], or null
+  long long dy_row, dy_col, z_row, z_col, dz_row, dz_col;
+  int rows, cols, activation, accumulate, segments, want_db, rows_per_block, reserved;
+};
+
+// d (m, n) = act(slab 0 + slab 1 + ... + bias), ascending; with accumulate the sum starts from d.
+struct OrderedReduceParams {
+  const void* slabs;  // Acc [count][m][n], slab_stride apart
+  void* d;            // Out (m, n)
+  const void* bias;   // Bias (n), or null
+  void* preact;       // Out (m, n), or null
+  long long slab_stride, ldd, ldp, bias_stride;
+  int m, n, count, activation, accumulate, reserved;
+};
+
+// dst = src, element by element, over one shape and two sets of byte strides.
+struct StridedCopyParams {
+  const void* src;
+  void* dst;
+  long long shape[16], src_stride[16], dst_stride[16];
+  int ndim, reserved;
+};
