@@ -143,53 +143,51 @@ def act_grad(dy: Array, preact: Array, activation: str | None) -> Float64:
     return dy.astype(np.float64) * activation_derivative(preact, activation)
 
 
-# ---- activations ----
+# ---- activations: act(z) = z P(z), so act'(z) = P(z) + z P'(z) ----
 
 
 @np.errstate(all="ignore")
 def activate(z: Array, activation: str | None) -> Float64:
-    """act(z) in float64 for one of ACTIVATIONS, or z itself for None.
+    """act(z) in float64 for one of ACTIVATIONS, or z itself for None; act(-Inf) = 0.
 
     relu: max(z, 0).  gelu: z Φ(z) with the normal distribution Φ(z) = (1 + erf(z/√2)) / 2.
     silu: z S(z) with S(z) = 1 / (1 + exp(-z)).  gelu_tanh: z (1 + tanh u(z)) / 2 = z S(2 u(z)) with
-    u(z) = √(2/π) (z + 0.044715 z³). The products follow IEEE: at z = -Inf the last three are NaN.
+    u(z) = √(2/π) (z + 0.044715 z³).
     """
     z = z.astype(np.float64)
     if activation is None:
         return z
     if activation == "relu":
         return np.where(z <= 0.0, 0.0, z)  # a NaN is not <= 0, so it stays
-    if activation == "gelu":
-        return z * _normal_distribution(z)
-    if activation == "gelu_tanh":
-        return z * _sigmoid(2.0 * _tanh_argument(z)[0])
-    if activation == "silu":
-        return z * _sigmoid(z)
-    raise ValueError(f"activation must be None or one of {ACTIVATIONS}, got {activation!r}")
+    return np.where(z == -np.inf, -0.0, z * activation_factor(z, activation)[0])
 
 
 @np.errstate(all="ignore")
 def activation_derivative(z: Array, activation: str | None) -> Float64:
-    """act'(z) in float64; relu'(0) = 0, NaN gives NaN.
+    """act'(z) in float64; relu'(0) = 0, act'(-Inf) = 0, act'(Inf) = 1, NaN gives NaN."""
+    factor, rest = activation_factor(z, activation)
+    return factor + rest
 
-    gelu: Φ + z φ with the normal density φ.  silu: S(z) + z S(z) S(-z).
-    gelu_tanh: s + z s (1 - s) 2u' with s = S(2u). At z = ±Inf these three are NaN (Inf · 0).
+
+@np.errstate(all="ignore")
+def activation_factor(z: Array, activation: str | None) -> tuple[Float64, Float64]:
+    """P(z) and z P'(z) in float64, finite for every z that is not NaN.
+
+    gelu: P' is the normal density.  silu: P' = S(z) S(-z).  gelu_tanh: P' = 2u' S(2u) S(-2u).
     """
-    z = z.astype(np.float64)
+    z = np.clip(z.astype(np.float64), -1600.0, 1600.0)  # beyond, every P' is exactly 0
     if activation is None:
-        return np.ones_like(z)
+        return np.ones_like(z), np.zeros_like(z)
     if activation == "relu":
-        return np.where(z <= 0.0, 0.0, np.where(z > 0.0, 1.0, z))
+        return np.where(z <= 0.0, 0.0, np.where(z > 0.0, 1.0, z)), np.zeros_like(z)
     if activation == "gelu":
         density = _exp_minus_square(z, 0.5) / math.sqrt(2.0 * math.pi)
-        return _normal_distribution(z) + z * density
+        return _normal_distribution(z), z * density
     if activation == "gelu_tanh":
-        u, slope = _tanh_argument(z)
-        s = _sigmoid(2.0 * u)
-        return s + z * (s * _sigmoid(-2.0 * u)) * (2.0 * slope)
+        u, slope = tanh_argument(z)
+        return _sigmoid(2.0 * u), z * (2.0 * slope) * (_sigmoid(2.0 * u) * _sigmoid(-2.0 * u))
     if activation == "silu":
-        s = _sigmoid(z)
-        return s + z * (s * _sigmoid(-z))
+        return _sigmoid(z), z * (_sigmoid(z) * _sigmoid(-z))
     raise ValueError(f"activation must be None or one of {ACTIVATIONS}, got {activation!r}")
 
 
@@ -199,7 +197,7 @@ def _sigmoid(z: Float64) -> Float64:
     return np.where(z < 0.0, e, 1.0) / (1.0 + e)
 
 
-def _tanh_argument(z: Float64) -> tuple[Float64, Float64]:
+def tanh_argument(z: Float64) -> tuple[Float64, Float64]:
     """u(z) of gelu_tanh and u'(z); z is cut at ±40, where S(2u) has long become 0 or 1."""
     c = np.clip(z, -40.0, 40.0)
     scale = math.sqrt(2.0 / math.pi)
@@ -239,7 +237,8 @@ def _erf_series(x: Float64) -> Float64:
     total = np.zeros_like(y)
     for n in range(20, 0, -1):
         total = total * y + (-1.0) ** n / (math.factorial(n) * (2 * n + 1))
-    return np.copysign(2.0 / math.sqrt(math.pi) * (x + x * (total * y)), x)  # keeps -0
+    series: Float64 = 2.0 / math.sqrt(math.pi) * (x + x * (total * y))
+    return np.copysign(series, x)  # erf(-0) = -0
 
 
 def _erfc_tail(x: Float64, gauss: Float64) -> Float64:

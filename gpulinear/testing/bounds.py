@@ -22,7 +22,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..reference import Array, Float64, act_grad, column_sum, gemm, products
+from ..reference import (
+    Array,
+    Float64,
+    act_grad,
+    activation_factor,
+    column_sum,
+    gemm,
+    products,
+    tanh_argument,
+)
 
 U32 = 2.0**-24
 U64 = 2.0**-53
@@ -34,7 +43,10 @@ REPRESENTATION = {"ieee": 0.0, "tf32": 16388 * U32, "tf32x3": 12 * U32, "bf16x6"
 # Upper limits of |act'|: gelu's maximum is 1.1289 at √2, gelu_tanh's 1.1290, silu's 1.0998.
 LIPSCHITZ = {None: 1.0, "relu": 1.0, "gelu": 1.13, "gelu_tanh": 1.13, "silu": 1.1}
 
-# Error of the reference's own activation factor and of its derivative, in units of 2**-53.
+# Relative error of the factor P in act(z) = z P(z) as the kernels compute it, in units of the
+# accumulator: exp 4, carried square 2, the Horner sum of the normal tail 15, the quotients 6.
+ACTIVATION_ULPS = 32.0
+# The same for the reference, in units of 2**-53.
 REFERENCE_ACTIVATION_ULPS = 16.0
 
 # Unit roundoff, and half the distance of subnormals, of a stored result.
@@ -126,7 +138,7 @@ def gemm_bound(
     precision: str | None = None,
     bias: Array | None = None,
     activation: str | None = None,
-    activation_ulps: float = 0.0,
+    activation_ulps: float = ACTIVATION_ULPS,
     accumulate_into: Array | None = None,
     a_error: Float64 | None = None,
     b_error: Float64 | None = None,
@@ -137,9 +149,10 @@ def gemm_bound(
     `precision` as given to the reference: operands rounded alike, so only the summation errs. To
     judge a lower precision against the product of the unrounded operands instead, leave it None and
     pass `representation=REPRESENTATION[precision]`.
-    `activation_ulps`: absolute error of the kernel's factor P in act(z) = z P(z), in units of the
-    accumulator. `a_error`, `b_error`: what the operands themselves are off by, element by element
-    (for dx and dw when dz = dy * act'(preact) was rounded: `act_grad_bound`).
+    `activation_ulps`: relative error of the kernel's factor P in act(z) = z P(z), in units of the
+    accumulator, beside what rounding the argument of gelu_tanh costs. `a_error`, `b_error`: what
+    the operands themselves are off by, element by element (for dx and dw when dz = dy * act'(preact)
+    was rounded: `act_grad_bound`).
     """
     k = a.shape[1]
     d, z = gemm(
@@ -162,10 +175,14 @@ def gemm_bound(
     if bias is not None:
         error = error + (how.unit + U64) * (np.abs(z) + error) + how.tiny
     if activation is not None:
-        factor = activation_ulps * how.unit + REFERENCE_ACTIVATION_ULPS * U64
-        lipschitz = LIPSCHITZ[activation]
-        rounding = 0.0 if activation == "relu" else factor * (np.abs(z) + error) + 2.0 * how.tiny
-        error = lipschitz * error + rounding
+        # At the perturbed z; an infinite z is the same in the kernel.
+        error = np.where(np.isinf(z), 0.0, LIPSCHITZ[activation] * error)
+        if activation != "relu":
+            factor, _, argument = _activation_terms(z, activation)
+            size = np.where(factor == 0.0, 0.0, np.abs(z) * factor) + error
+            ulps = activation_ulps * how.unit + REFERENCE_ACTIVATION_ULPS * U64
+            error = error + (ulps + how.unit * argument * (1.0 - factor)) * size
+            error = error + 4.0 * how.tiny * (1.0 + np.clip(np.abs(z), 0.0, 1600.0))
     return _stored(error, d, how, out_dtype)
 
 
@@ -195,23 +212,36 @@ def act_grad_bound(
     activation: str | None,
     *,
     out_dtype: DTypeLike,
-    activation_ulps: float = 0.0,
+    activation_ulps: float = ACTIVATION_ULPS,
 ) -> Float64:
     """Largest |stored - dz| for `dz = reference.act_grad(...)`, computed in the accumulator.
 
-    `activation_ulps`: absolute error of the kernel's act', in units of the accumulator.
+    `activation_ulps`: as for `gemm_bound`, for both terms of act'(z) = P(z) + z P'(z).
     """
     how = fma(dy.dtype.name, 1)
     dz = act_grad(dy, preact, activation)
     size = np.abs(dy.astype(np.float64))
-    exact = activation is None or activation == "relu"  # the factor is 0 or 1
-    if exact:
-        error = np.zeros_like(dz)
+    if activation is None or activation == "relu":
+        error = np.zeros_like(dz)  # a factor of 0 or 1
     else:
-        factor = activation_ulps * how.unit + REFERENCE_ACTIVATION_ULPS * U64
-        error = factor * size
+        factor, rest, argument = _activation_terms(preact, activation)
+        ulps = activation_ulps * how.unit + REFERENCE_ACTIVATION_ULPS * U64
+        slope = ulps * (factor + rest) + how.unit * argument * (factor * (1.0 - factor) + rest)
+        error = size * (slope + 8.0 * how.tiny * 1600.0)
         error = error + how.unit * (np.abs(dz) + error) + how.tiny
     return _stored(error, dz, how, out_dtype)
+
+
+def _activation_terms(z: Array, activation: str) -> tuple[Float64, Float64, Float64]:
+    """P(z), |z P'(z)|, and 5 |w| for gelu_tanh, whose argument w = 2u(z) takes five roundings.
+
+    An error of |w| units in w moves S(w) by |w| S(-w) of itself, and S(w) S(-w) by at most |w|.
+    """
+    factor, rest = activation_factor(z, activation)
+    if activation != "gelu_tanh":
+        return factor, np.abs(rest), np.zeros_like(factor)
+    w = 2.0 * tanh_argument(z.astype(np.float64))[0]
+    return factor, np.abs(rest), 5.0 * np.abs(w)
 
 
 def _gamma(unit: float, units: float) -> float:
