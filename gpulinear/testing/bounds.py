@@ -151,7 +151,7 @@ def gemm_bound(
     pass `representation=REPRESENTATION[precision]`.
     `activation_ulps`: relative error of the kernel's factor P in act(z) = z P(z), in units of the
     accumulator, beside what rounding the argument of gelu_tanh costs. `a_error`, `b_error`: what
-    the operands themselves are off by, element by element (for dx and dw when dz = dy * act'(preact)
+    the operands are off by, element by element (for dx and dw when dz = dy * act'(preact)
     was rounded: `act_grad_bound`).
     """
     k = a.shape[1]
