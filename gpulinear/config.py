@@ -58,8 +58,12 @@ class GemmSimtConfig:
 
     @property
     def min_blocks(self) -> int:
-        """Blocks per SM that the register budget leaves room for (second argument of __launch_bounds__)."""
-        return 2 if self.asynchronous and self.threads * 2 * 128 <= 65536 and self.thread_m * self.thread_n <= 64 else 1
+        """Blocks per SM that ptxas must leave registers for (second argument of __launch_bounds__).
+
+        Two where 128 registers hold the variant without spills; K-major 8x8 fragments and prefetched tiles need more.
+        """
+        small = self.thread_m * self.thread_n <= 16 or not (self.k_major_a or self.k_major_b)
+        return 2 if self.asynchronous and small and self.thread_n <= 8 else 1
 
     @property
     def tile(self) -> str:
@@ -187,18 +191,17 @@ class Tile:
 SIMT_TILES: dict[str, tuple[Tile, ...]] = {
     "float32": (
         Tile(128, 256, 16, 8, 16, 255),
-        Tile(128, 128, 16, 8, 8, 128),
-        Tile(64, 128, 16, 8, 8, 128),
-        Tile(128, 64, 16, 8, 8, 128),
-        Tile(64, 64, 16, 8, 8, 128),
-        Tile(64, 64, 16, 4, 4, 128),
-        Tile(32, 64, 16, 4, 4, 128),
-        Tile(32, 32, 16, 4, 4, 128),
+        Tile(128, 128, 16, 8, 8, 255),
+        Tile(64, 128, 16, 8, 8, 255),
+        Tile(128, 64, 16, 8, 8, 255),
+        Tile(64, 64, 16, 4, 4, 192),
+        Tile(32, 64, 16, 4, 4, 192),
+        Tile(32, 32, 16, 4, 4, 192),
     ),
     "float64": (
-        Tile(64, 64, 8, 4, 4, 128),
-        Tile(32, 64, 8, 4, 4, 128),
-        Tile(32, 32, 8, 4, 4, 128),
+        Tile(64, 64, 8, 4, 4, 192),
+        Tile(32, 64, 8, 4, 4, 192),
+        Tile(32, 32, 8, 4, 4, 192),
     ),
 }
 
@@ -218,18 +221,23 @@ def supports(config: GemmSimtConfig, gemm: Gemm, spec: DeviceSpec) -> str | None
         return f"needs {config.smem_bytes} bytes of shared memory, a block of {spec.arch} has {spec.smem_per_block_optin}"
     if config.asynchronous and spec.compute_capability < (8, 0):
         return f"cp.async needs sm_80, this is {spec.arch}"
+    if config.thread_n == 16 and min(config.vec_a, config.vec_b) < 16:
+        return "8x16 thread tiles leave no registers for element-wise addresses"
+    if not config.asynchronous and config.thread_m * config.thread_n > 16 and config.tile != "128x128x16/8x8":
+        return "the prefetched tile would not fit the registers beside this thread tile"
     if config.threads * registers(config) > spec.regs_per_block:
         return f"needs {config.threads * registers(config)} registers, a block of {spec.arch} has {spec.regs_per_block}"
     return None
 
 
 def registers(config: GemmSimtConfig) -> int:
-    """The register budget per thread of a variant, from ``SIMT_TILES``."""
+    """The most registers per thread that a variant may use: its tile's budget, or what ``min_blocks`` leaves."""
     shape = (config.block_m, config.block_n, config.block_k, config.thread_m, config.thread_n)
+    budget = 255
     for tile in SIMT_TILES[accumulator_dtype(config.dtype)]:
         if (tile.block_m, tile.block_n, tile.block_k, tile.thread_m, tile.thread_n) == shape:
-            return tile.registers
-    return 255
+            budget = tile.registers
+    return min(budget, 65536 // (config.threads * config.min_blocks))
 
 
 def candidates(gemm: Gemm, spec: DeviceSpec) -> Iterator[tuple[GemmSimtConfig, str | None]]:
