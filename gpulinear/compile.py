@@ -154,6 +154,11 @@ def _text(nvrtc: Any, program: Any, size: str, get: str) -> bytes:
     return buffer
 
 
+def _relative_files(ptx: bytes) -> bytes:
+    """PTX whose .file lines name headers as they are included; NVRTC puts the working directory before them."""
+    return ptx.replace(b'"' + os.fsencode(os.getcwd()) + b"/", b'"')
+
+
 def _compile(source: str, headers: dict[str, str], arch: str) -> dict[str, bytes]:
     nvrtc = _nvrtc()
     names = [name.encode() for name in headers]
@@ -167,7 +172,9 @@ def _compile(source: str, headers: dict[str, str], arch: str) -> dict[str, bytes
             raise CompileError(f"NVRTC refused a kernel for {arch} with {' '.join(OPTIONS)}:\n{log}\n{source}")
         return {
             "kernel.cu": source.encode(),
-            "kernel.ptx": _text(nvrtc, program, "nvrtcGetPTXSize", "nvrtcGetPTX").rstrip(b"\0 "),
+            "kernel.ptx": _relative_files(
+                _text(nvrtc, program, "nvrtcGetPTXSize", "nvrtcGetPTX").rstrip(b"\0 ")
+            ),
             "kernel.cubin": _text(nvrtc, program, "nvrtcGetCUBINSize", "nvrtcGetCUBIN"),
             "build.log": log.encode(),
         }

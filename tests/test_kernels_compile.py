@@ -1,0 +1,106 @@
+"""Every kernel compiles for every architecture, within its registers, without spills, with the promised instructions."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import pytest
+
+from gpulinear.compile import compile_kernel
+from gpulinear.config import (
+    ActGradConfig,
+    ColumnSumConfig,
+    Config,
+    GemmSimtConfig,
+    OrderedReduceConfig,
+    StridedCopyConfig,
+    candidates,
+    registers,
+)
+from gpulinear.device import ARCHS, DeviceSpec
+from gpulinear.problem import ITEMSIZE, Gemm, Matrix
+from gpulinear.source import entry_name, render
+
+pytestmark = pytest.mark.usefixtures("compiled")
+
+LAYOUTS = {"NT": (True, True), "NN": (True, False), "TN": (False, False)}
+# All variants of all archs take minutes; the default covers every tile, layout, dtype and width on the arch where the
+# planner is used most, and every arch with its largest tiles.
+EVERYTHING = os.environ.get("GPULINEAR_TEST_ALL_VARIANTS") == "1"
+
+
+def make_gemm(dtype: str, layout: str, align: int, out_dtype: str | None = None) -> Gemm:
+    size = 256
+    k_major_a, k_major_b = LAYOUTS[layout]
+    a = Matrix("a", size, size, *((size, 1) if k_major_a else (1, size)), dtype, align)
+    b = Matrix("b", size, size, *((1, size) if k_major_b else (size, 1)), dtype, align)
+    d = Matrix("d", size, size, size, 1, out_dtype or dtype, align)
+    return Gemm("linear", a, b, d, "ieee" if dtype == "float32" else None)
+
+
+def legal(gemm: Gemm, arch: str) -> list[GemmSimtConfig]:
+    return [config for config, refused in candidates(gemm, DeviceSpec.preset(arch)) if refused is None]
+
+
+def check(config: Config, arch: str) -> str:
+    artifact = compile_kernel(render(config), entry=entry_name(config.family), arch=arch)
+    used = artifact.resources
+    assert (used.spill_stores, used.spill_loads, used.stack_frame) == (0, 0, 0), (config, arch, used)
+    if isinstance(config, GemmSimtConfig):
+        assert used.registers <= registers(config), (config, arch, used)
+        assert config.smem_bytes <= DeviceSpec.preset(arch).smem_per_block_optin
+    assert ".local" not in artifact.ptx
+    assert artifact.cubin[:4] == b"\x7fELF"
+    return artifact.ptx
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_gemm_simt_fits_on_hopper(dtype: str, layout: str) -> None:
+    for align in (16, ITEMSIZE[dtype]):
+        variants = legal(make_gemm(dtype, layout, align), "sm_90a")
+        assert variants
+        few = variants[:1] if align != 16 or dtype == "bfloat16" else variants
+        for config in variants if EVERYTHING else few:
+            check(config, "sm_90a")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_gemm_simt_fits_on_every_arch(arch: str) -> None:
+    dtypes = ("float32", "float64", "float16") if EVERYTHING else ("float32",)
+    for dtype, layout, align in itertools.product(dtypes, LAYOUTS, (16, 4)):
+        variants = legal(make_gemm(dtype, layout, max(align, ITEMSIZE[dtype])), arch)
+        for config in variants if EVERYTHING else variants[:1]:
+            check(config, arch)
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_90a"])
+def test_small_kernels_fit(arch: str) -> None:
+    for dtype, acc in (("float32", "float32"), ("float64", "float64"), ("bfloat16", "float32")):
+        check(ColumnSumConfig(dtype, acc), arch)
+        check(ActGradConfig(dtype, acc, acc), arch)
+        check(OrderedReduceConfig(acc, dtype, dtype), arch)
+    for itemsize in (1, 2, 4, 8):
+        check(StridedCopyConfig(itemsize), arch)
+
+
+def test_ptx_has_the_promised_instructions() -> None:
+    config = legal(make_gemm("float32", "NT", 16), "sm_80")[0]
+    ptx = check(config, "sm_80")
+    assert "cp.async.cg.shared.global" in ptx
+    assert "ld.shared.v4.f32" in ptx or "ld.shared.v4.b32" in ptx
+    assert "fma.rn.f32" in ptx
+    assert ".ftz" not in ptx and "approx" not in ptx
+    assert "bar.sync" in ptx or "barrier.sync" in ptx
+
+    prefetch = legal(make_gemm("float32", "NT", 16), "sm_75")[0]
+    assert not prefetch.asynchronous
+    assert "cp.async" not in check(prefetch, "sm_75")
+
+
+def test_source_names_the_line_and_no_path() -> None:
+    ptx = check(legal(make_gemm("float32", "NT", 16), "sm_80")[0], "sm_80")
+    files = [line for line in ptx.splitlines() if line.strip().startswith(".file")]
+    assert any("gemm_simt.cuh" in line for line in files)
+    assert not any('"/' in line for line in files)
