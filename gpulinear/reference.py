@@ -304,7 +304,7 @@ def _round_bits(x: Array, bits: int, lowest: int) -> Float64:
 
 def round_tf32(x: Array) -> NDArray[np.float32]:
     """float32 to TF32 (8 exponent, 10 mantissa bits), to nearest, ties away: cvt.rna.tf32.f32."""
-    x = np.array(x, dtype=np.float32, order="C")
+    x = x.astype(np.float32)
     rounded = ((x.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
     return np.where(np.isfinite(x), rounded, x)
 

@@ -295,6 +295,8 @@ def test_tf32_rounding():
     special = reference.round_tf32(np.array([math.nan, math.inf, -math.inf, -0.0], np.float32))
     assert np.isnan(special[0]) and special[1:3].tolist() == [math.inf, -math.inf]
     assert np.signbit(special[3])
+    payloads = np.array([0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32)
+    assert np.isnan(reference.round_tf32(payloads)).all()
 
 
 def test_tf32x3_planes_leave_over_little():

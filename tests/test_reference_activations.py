@@ -63,6 +63,12 @@ def test_activations_against_decimal_arithmetic():
             assert abs(got - value) <= 8 * Decimal(U64) * size, (name, z)
 
 
+def test_silu_does_not_vanish_before_it_is_subnormal():
+    want = -720.0 * math.exp(-720.0)
+    got = float(activate(np.array(-720.0), "silu"))
+    assert want < 0 and abs(got - want) <= 720 * math.ulp(0.0)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_at_special_values(activation):
     z = np.array([math.nan, math.inf, -math.inf, 0.0, -0.0, 1e300, -1e300, 1e30, -1e30, 800, -800])

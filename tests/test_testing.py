@@ -148,6 +148,29 @@ def test_subnormals_are_exact_or_within_one_rounding_each():
     assert ratio_of(flushed, a, b, testing.fma("float32", 16)) > 1
 
 
+def test_products_below_the_smallest_number_may_vanish():
+    a = np.array([[2.0**-149, 3 * 2.0**-149]], np.float32).T
+    b = np.array([[0.25, 0.75]], np.float32)
+    got = fma_kernel(a, b, 16)
+    assert (got[0] == [0, 2.0**-149]).all()
+    assert ratio_of(got, a, b, testing.fma("float32", 16)) <= 1
+    assert ratio_of(got + np.float32(2.0**-146), a, b, testing.fma("float32", 16)) > 1
+
+
+@pytest.mark.parametrize("name", ["bias", "accumulate_into"])
+def test_the_second_rounding_counts_and_not_a_third(name):
+    """One product and one addition, over many elements: the largest error is near the bound."""
+    a, b = operands("uniform", 300, 300, 1, "float32")
+    other = testing.uniform((300, 300), "float32", 5)
+    if name == "bias":
+        other = other[0]
+        got = fma_kernel(a, b, 16, bias=other)
+    else:
+        got = fma_kernel(a, b, 16, start=other)
+    ratio = ratio_of(got, a, b, testing.fma("float32", 16), **{name: other})
+    assert 0.8 < ratio <= 1
+
+
 def test_float64_products_are_within_their_bound():
     for fill in FILLS:
         a, b = operands(fill, 6, 5, 200, "float64")
@@ -157,6 +180,9 @@ def test_float64_products_are_within_their_bound():
         assert ratio_of(a @ b, a, b, testing.fma("float64", 1024)) <= 1
         float32 = (a.astype(np.float32) @ b.astype(np.float32)).astype(np.float64)
         assert ratio_of(float32, a, b, how) > 1
+        exact, _ = reference.gemm(a, b)
+        gauge = np.abs(a) @ np.abs(b)
+        assert ratio_of(exact + 1e-13 * gauge, a, b, how) > 1
 
 
 @pytest.mark.parametrize(
@@ -226,7 +252,7 @@ def test_units_follow_the_canonical_order():
 def act32(z, activation):
     """float32 z times a factor that is right to two units."""
     factor = reference.activation_factor(z, activation)[0].astype(np.float32)
-    return np.where(z > 0, z, 0) if activation == "relu" else z * factor
+    return np.where(z <= 0, 0, z) if activation == "relu" else np.maximum(z, -1e30) * factor
 
 
 @pytest.mark.parametrize("activation", reference.ACTIVATIONS)
@@ -241,6 +267,37 @@ def test_activated_results_are_within_the_bound(activation):
     for other in {None, *reference.ACTIVATIONS} - {activation}:
         wrong = z if other is None else act32(z, other)
         assert testing.error_ratio(wrong.astype(np.float32), exact, bound) > 1, other
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu"])
+def test_a_factor_may_be_off_by_the_ulps_given(activation):
+    bias = testing.wide((500,), "float32", 0, exponent=2)
+    bias = bias[np.abs(bias) < 6]
+    a, b = np.zeros((1, 0), np.float32), np.zeros((0, len(bias)), np.float32)
+    exact, _ = reference.gemm(a, b, bias=bias, activation=activation)
+    how = testing.fma("float32", 16)
+
+    def ratio(off, **options):
+        bound = testing.gemm_bound(
+            a, b, how, out_dtype="float32", bias=bias, activation=activation, **options
+        )
+        got = (exact * (1 + off * U32)).astype(np.float32)
+        return testing.error_ratio(got, exact, bound)
+
+    assert ratio(0) <= 1 and ratio(30) <= 1
+    assert ratio(30, activation_ulps=4) > 1 and ratio(200) > 1
+
+
+@pytest.mark.parametrize("activation", [None, *reference.ACTIVATIONS])
+def test_infinite_operands_are_judged_by_their_limits(activation):
+    a, b = operands("uniform", 4, 3, 5, "float32")
+    a[0, 0], a[1, 1], a[2, 2] = np.inf, -np.inf, np.nan
+    how = testing.fma("float32", 16)
+    exact, z = reference.gemm(a, b, activation=activation)
+    bound = testing.gemm_bound(a, b, how, out_dtype="float32", activation=activation)
+    got = z.astype(np.float32) if activation is None else act32(z, activation)
+    testing.assert_within(got.astype(np.float32), exact, bound)
+    assert testing.error_ratio(np.nan_to_num(got).astype(np.float32), exact, bound) > 1
 
 
 @pytest.mark.parametrize("activation", reference.ACTIVATIONS)

@@ -31,6 +31,13 @@ def test_error_ratio_is_the_largest_quotient():
     assert testing.error_ratio(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros((0, 3))) == 0
 
 
+def test_assert_within_accepts_the_bound_and_nothing_above():
+    one = np.ones(3)
+    testing.assert_within(one, one + 1, one)
+    with pytest.raises(AssertionError, match=r"ratio 1\.125"):
+        testing.assert_within(one, one + 1.125, one)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_special_values_must_agree(bad):
     assert ratio([bad], [bad], [math.nan]) == 0

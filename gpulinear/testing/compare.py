@@ -100,8 +100,7 @@ def bit_pattern(value: Array) -> str:
 
 
 def _bits(array: Array) -> Array:
-    contiguous = np.array(array, order="C")
-    return contiguous.view(_UNSIGNED[array.dtype.itemsize])
+    return array.view(_UNSIGNED[array.dtype.itemsize])
 
 
 def _mismatch(
