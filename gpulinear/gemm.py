@@ -177,7 +177,7 @@ class Bound:
 
 
 def _key(op: str, arrays: Sequence[Any], flags: tuple[Any, ...]) -> Any:
-    """What decides a plan and its launchers; AttributeError for anything but CuPy arrays."""
+    """What decides a plan and its launchers. Anything but CuPy arrays raises (NumPy's bfloat16 a ValueError)."""
     parts: list[Any] = [op, flags, _options.get()]
     bits = 128
     for array in arrays:
@@ -195,7 +195,7 @@ def lookup(op: str, arrays: Sequence[Any], flags: tuple[Any, ...]) -> Bound | No
     """The bound launcher of an earlier call like this one, or None."""
     try:
         return _warm.get(_key(op, arrays, flags))
-    except (AttributeError, TypeError):  # not CuPy arrays, or unhashable flags: the cold path judges them
+    except (AttributeError, TypeError, ValueError):  # not CuPy arrays, or unhashable flags: the cold path judges them
         return None
 
 

@@ -1,0 +1,84 @@
+"""Checks every op, layout and dtype of a backend against an independent float64 product, in units of the bound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import gemm, testing
+from .config import SEGMENT
+from .linear import bgrad, dgrad, linear, wgrad
+from .views import numpy_dtype
+
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+SHAPES = ((1, 7, 5), (33, 31, 65), (130, 129, 127))  # (tokens, out, in): around the edges of the tiles
+LAYOUTS = ("contiguous", "transposed", "column-sliced")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One check: the largest error in units of the a-priori bound; right when it is at most 1."""
+
+    op: str
+    dtype: str
+    layout: str
+    shape: tuple[int, int, int]
+    ratio: float
+
+    @property
+    def passed(self) -> bool:
+        """NaN does not pass."""
+        return self.ratio <= 1.0
+
+
+def _laid_out(array: np.ndarray[Any, Any], layout: str, xp: Any) -> Any:
+    """The same values in another layout, where ``xp`` keeps its arrays."""
+    if layout == "transposed":
+        return xp.asarray(np.ascontiguousarray(array.T)).T
+    if layout == "column-sliced":
+        wide = np.zeros((array.shape[0], array.shape[1] + 3), array.dtype)
+        wide[:, 2:-1] = array
+        return xp.asarray(wide)[:, 2:-1]
+    return xp.asarray(array)
+
+
+def _ratio(got: Any, exact: np.ndarray[Any, Any], bound: np.ndarray[Any, Any]) -> float:
+    host = got.get() if hasattr(got, "get") else got
+    return testing.error_ratio(host, exact, bound)
+
+
+def run(backend: str) -> Iterator[Row]:
+    """All checks on "reference", "emulator" or "cuda", one row at a time."""
+    xp: Any = np
+    if backend == "cuda":
+        import cupy as xp  # type: ignore[no-redef]
+    with nullcontext() if backend == "cuda" else gemm.host_backend(backend):
+        for dtype in DTYPES:
+            for seed, shape in enumerate(SHAPES):
+                for layout in LAYOUTS:
+                    yield from _check_shape(dtype, shape, layout, seed, xp)
+
+
+def _check_shape(dtype: str, shape: tuple[int, int, int], layout: str, seed: int, xp: Any) -> Iterator[Row]:
+    tokens, out, inner = shape
+    name = numpy_dtype(dtype)
+    x = testing.normal((tokens, inner), name, seed)
+    weight = testing.normal((out, inner), name, seed + 1)
+    dy = testing.normal((tokens, out), name, seed + 2)
+    wide_x, wide_w, wide_dy = (a.astype(np.float64) for a in (x, weight, dy))
+    fma = testing.fma(dtype, SEGMENT["gemm_simt"])
+    on = {key: _laid_out(a, layout, xp) for key, a in (("x", x), ("weight", weight), ("dy", dy))}
+    for op, got, a, b, exact in (
+        ("linear", linear(on["x"], on["weight"]), x, weight.T, wide_x @ wide_w.T),
+        ("dgrad", dgrad(on["dy"], on["weight"]), dy, weight, wide_dy @ wide_w),
+        ("wgrad", wgrad(on["dy"], on["x"]), dy.T, x, wide_dy.T @ wide_x),
+    ):
+        bound = testing.gemm_bound(a, b, fma, out_dtype=name)
+        yield Row(op, dtype, layout, shape, _ratio(got, exact, bound))
+    sums = testing.fma(dtype, SEGMENT["column_sum"])
+    bound = testing.column_sum_bound(dy, sums, out_dtype=name)
+    yield Row("bgrad", dtype, layout, shape, _ratio(bgrad(on["dy"]), wide_dy.sum(axis=0), bound))

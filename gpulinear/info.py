@@ -1,0 +1,77 @@
+"""What a bug report needs: versions, devices, the cache, and what is missing for what."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+from . import __version__
+from .cache import cache_dir
+from .errors import GpuLinearError
+from .gemm import current_host_backend
+
+_INSTALL = "pip install 'gpulinear[cuda13]' (cuda12 for a driver older than 580)"
+
+
+def _version(*packages: str) -> str | None:
+    for package in packages:
+        try:
+            return f"{package} {importlib.metadata.version(package)}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _nvrtc() -> tuple[str | None, str | None]:
+    """(version, why not)."""
+    from .compile import nvrtc_version, supported_archs
+
+    try:
+        major, minor = nvrtc_version()
+        return f"{major}.{minor}, compiles for sm_{min(supported_archs())} to sm_{max(supported_archs())}", None
+    except GpuLinearError as error:
+        return None, str(error)
+
+
+def _devices() -> tuple[list[str], str | None, str | None]:
+    """(devices, driver's CUDA version, why there is none). Never raises: a broken driver is an answer too."""
+    try:
+        import cupy
+    except ImportError:
+        return [], None, f"CuPy is not installed; {_INSTALL}"
+    runtime = cupy.cuda.runtime
+    try:
+        driver = runtime.driverGetVersion()
+        count = runtime.getDeviceCount()
+        devices = []
+        for index in range(count):
+            props = runtime.getDeviceProperties(index)
+            devices.append(
+                f"{index}: {props['name'].decode()}, compute capability {props['major']}.{props['minor']}, "
+                f"{props['multiProcessorCount']} SMs, {props['totalGlobalMem'] >> 30} GiB"
+            )
+        return devices, f"{driver // 1000}.{driver % 1000 // 10}", None
+    except runtime.CUDARuntimeError as error:
+        return [], None, f"no usable GPU or driver ({error})"
+
+
+def collect() -> dict[str, Any]:
+    """Everything ``gpulinear info`` prints, as plain values."""
+    nvrtc, no_nvrtc = _nvrtc()
+    devices, driver, no_device = _devices()
+    return {
+        "gpulinear": __version__,
+        "python": platform.python_version(),
+        "numpy": _version("numpy"),
+        "cupy": _version("cupy-cuda13x", "cupy-cuda12x", "cupy"),
+        "cuda-bindings": _version("cuda-bindings"),
+        "nvrtc": nvrtc,
+        "driver CUDA": driver,
+        "devices": devices,
+        "kernel cache": str(cache_dir()),
+        "host backend": current_host_backend().name,
+        "kernels on a GPU": no_device or no_nvrtc or "usable",
+        "kernels compiled": no_nvrtc or "usable",
+        "kernels proven on hardware": "none yet; docs/gpu-todo.md lists what to run first",
+    }
