@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -100,14 +100,14 @@ def check(backend: Backend = "auto", as_json: Json = False) -> None:
 @app.command()
 def train(
     epochs: Annotated[int, typer.Option(min=1)] = 25,
-    steps: Annotated[Optional[int], typer.Option(min=1, help="Stop after this many mini-batches.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Stop after this many mini-batches.")] = None,
     hidden: Annotated[int, typer.Option(min=1)] = 256,
     batch: Annotated[int, typer.Option(min=1)] = 64,
     dtype: str = "float32",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     backend: Backend = "auto",
-    save: Annotated[Optional[Path], typer.Option(help="Write the weights here (.npz).")] = None,
-    plot: Annotated[Optional[Path], typer.Option(help="Draw curves and predictions here (.png).")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the weights here (.npz).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw curves and predictions here (.png).")] = None,
     as_json: Json = False,
 ) -> None:
     """Train a digit classifier of gpulinear layers on scikit-learn's handwritten digits."""

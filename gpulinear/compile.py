@@ -148,8 +148,7 @@ def parse_resources(log: str) -> Resources:
 
 
 def _text(nvrtc: Any, program: Any, size: str, get: str) -> bytes:
-    length = _call(getattr(nvrtc, size), program)
-    buffer = b" " * length
+    buffer: bytes = b" " * int(_call(getattr(nvrtc, size), program))
     _call(getattr(nvrtc, get), program, buffer)
     return buffer
 
@@ -172,9 +171,7 @@ def _compile(source: str, headers: dict[str, str], arch: str) -> dict[str, bytes
             raise CompileError(f"NVRTC refused a kernel for {arch} with {' '.join(OPTIONS)}:\n{log}\n{source}")
         return {
             "kernel.cu": source.encode(),
-            "kernel.ptx": _relative_files(
-                _text(nvrtc, program, "nvrtcGetPTXSize", "nvrtcGetPTX").rstrip(b"\0 ")
-            ),
+            "kernel.ptx": _relative_files(_text(nvrtc, program, "nvrtcGetPTXSize", "nvrtcGetPTX").rstrip(b"\0 ")),
             "kernel.cubin": _text(nvrtc, program, "nvrtcGetCUBINSize", "nvrtcGetCUBIN"),
             "build.log": log.encode(),
         }
@@ -188,7 +185,12 @@ def _private_dir() -> Path:
     path = Path(tempfile.mkdtemp(prefix="gpulinear-"))
     owner = os.getpid()
     # A forked child must not remove what its parent still uses.
-    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(path, ignore_errors=True))
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(path, ignore_errors=True)
+
+    atexit.register(remove)
     return path
 
 
@@ -238,9 +240,7 @@ def compile_kernel(source: str, *, entry: str, arch: str, include_dir: Path | No
         return artifact
 
 
-def _load_or_compile(
-    key: str, source: str, headers: dict[str, str], entry: str, arch: str, version: str
-) -> Artifact:
+def _load_or_compile(key: str, source: str, headers: dict[str, str], entry: str, arch: str, version: str) -> Artifact:
     hit = cache.load(key)
     if hit is not None:
         files, directory = hit

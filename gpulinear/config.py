@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Union
+from typing import ClassVar
 
 from .device import DeviceSpec
 from .problem import ITEMSIZE, Gemm, Matrix, accumulator_dtype
@@ -166,9 +166,7 @@ class StridedCopyConfig:
         return {"kItemBytes": str(self.itemsize)}
 
 
-Config = Union[
-    GemmSimtConfig, ColumnSumConfig, ActGradConfig, OrderedReduceConfig, StridedCopyConfig
-]
+Config = GemmSimtConfig | ColumnSumConfig | ActGradConfig | OrderedReduceConfig | StridedCopyConfig
 
 
 @dataclass(frozen=True)
@@ -218,7 +216,9 @@ def supports(config: GemmSimtConfig, gemm: Gemm, spec: DeviceSpec) -> str | None
     if gemm.precision not in (None, "ieee"):
         return f"gemm_simt computes in IEEE precision, not {gemm.precision}"
     if config.smem_bytes > spec.smem_per_block_optin:
-        return f"needs {config.smem_bytes} bytes of shared memory, a block of {spec.arch} has {spec.smem_per_block_optin}"
+        return (
+            f"needs {config.smem_bytes} bytes of shared memory, a block of {spec.arch} has {spec.smem_per_block_optin}"
+        )
     if config.asynchronous and spec.compute_capability < (8, 0):
         return f"cp.async needs sm_80, this is {spec.arch}"
     if config.thread_n == 16 and min(config.vec_a, config.vec_b) < 16:

@@ -46,8 +46,9 @@ class Call:
     device: int
 
 
+_DEFAULT_OPTIONS = Options()  # frozen
 _host_backend: ContextVar[HostBackend | None] = ContextVar("gpulinear_host_backend", default=None)
-_options: ContextVar[Options] = ContextVar("gpulinear_options", default=Options())
+_options: ContextVar[Options] = ContextVar("gpulinear_options", default=_DEFAULT_OPTIONS)
 
 
 def _make_host_backend(name: str, arch: str) -> HostBackend:
@@ -138,9 +139,11 @@ class Bound:
         self.names = [name for name in names if name in call.arrays]
         self.positions = [names.index(name) for name in self.names]
         self.device = call.device
-        self.made = []  # (position, shape, dtype) of outputs that the caller does not give
-        self.outputs = []  # (position, low, high) around the pointer
-        self.inputs = []
+        self.made: list[
+            tuple[int, tuple[int, ...], Any]
+        ] = []  # (position, shape, dtype) of outputs that the caller does not give
+        self.outputs: list[tuple[int, int, int]] = []  # (position, low, high) around the pointer
+        self.inputs: list[tuple[int, int, int]] = []
         for position, name in enumerate(names):
             array = call.arrays.get(name)
             if array is None:

@@ -71,7 +71,7 @@ class Linear:
             return xp.asarray(rng.uniform(-limit, limit, shape).astype(numpy_dtype(self.dtype)))
 
         self.weight = draw((out_features, in_features))
-        self.bias = draw((out_features,)) if bias else None
+        self.bias: Any = draw((out_features,)) if bias else None
         self.dw: Any = None
         self.db: Any = None
         self._xp = xp
@@ -91,9 +91,7 @@ class Linear:
         if self.activation is None:
             return self(x), Context(x, None)
         preact = self._xp.empty((*x.shape[:-1], self.out_features), numpy_dtype(self.dtype))
-        y = linear(
-            x, self.weight, self.bias, activation=self.activation, precision=self.precision, preact_out=preact
-        )
+        y = linear(x, self.weight, self.bias, activation=self.activation, precision=self.precision, preact_out=preact)
         return y, Context(x, preact)
 
     def backward(self, dy: Any, ctx: Context, accumulate: bool = False) -> Any:

@@ -1,15 +1,15 @@
 """The layer's functions: check the arguments, turn the layer's algebra into problems, run them.
 
-    y  = x Wᵀ + b      linear   NT   (tokens, out) = (tokens, in) (in, out)
-    dx = dy W          dgrad    NN   (tokens, in)  = (tokens, out) (out, in)
-    dw = dyᵀ x         wgrad    TN   (out, in)     = (out, tokens) (tokens, in)
-    db = Σ dy          bgrad         column sums over the tokens
+y  = x Wᵀ + b      linear   NT   (tokens, out) = (tokens, in) (in, out)
+dx = dy W          dgrad    NN   (tokens, in)  = (tokens, out) (out, in)
+dw = dyᵀ x         wgrad    TN   (out, in)     = (out, tokens) (tokens, in)
+db = Σ dy          bgrad         column sums over the tokens
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,10 +25,8 @@ from .problem import (
     Matrix,
     Problem,
     Vector,
-    accumulator_dtype,
 )
 from .views import (
-
     ArrayView,
     ShapeDtype,
     alignment,
@@ -67,7 +65,9 @@ def _check_precision(precision: str | None, dtype: str) -> str | None:
     """The precision of a call: ieee for float32 unless named, None for the other dtypes."""
     if dtype != "float32":
         if precision is not None:
-            raise ArgumentError(f"precision is for float32 inputs only, got precision={precision!r} with {dtype}; drop it")
+            raise ArgumentError(
+                f"precision is for float32 inputs only, got precision={precision!r} with {dtype}; drop it"
+            )
         return None
     if precision is None:
         return "ieee"
@@ -146,11 +146,7 @@ class _CallBuilder:
         check_overlaps(list(self.outputs.values()), list(self.inputs.values()))
         planning = all(view.array is None for view in everything)
         for name, (shape, dtype) in self.missing.items():
-            made = (
-                ShapeDtype(shape, dtype)
-                if planning
-                else gemm.empty(device, shape, numpy_dtype(dtype))
-            )
+            made = ShapeDtype(shape, dtype) if planning else gemm.empty(device, shape, numpy_dtype(dtype))
             self.outputs[name] = describe(name, made)
         views = {**self.inputs, **self.outputs}
         return _Arrays(views, alignment([view.pointer for view in views.values()]), device)
@@ -177,8 +173,15 @@ class _Arrays:
 
 
 def _build_linear(
-    x: Any, weight: Any, bias: Any = None, *, activation: str | None = None, precision: str | None = None,
-    out_dtype: Any = None, out: Any = None, preact_out: Any = None,
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    *,
+    activation: str | None = None,
+    precision: str | None = None,
+    out_dtype: Any = None,
+    out: Any = None,
+    preact_out: Any = None,
 ) -> gemm.Call:
     builder = _CallBuilder("linear", x=x, weight=weight, bias=bias)
     _check_activation(activation)
@@ -277,13 +280,25 @@ def _check_needs(needs: Sequence[str], outs: dict[str, Any]) -> tuple[str, ...]:
             raise ArgumentError(f"needs may name {', '.join(NEEDS)}, got {need!r}")
     for name, buffer in outs.items():
         if buffer is not None and name not in wanted:
-            raise ArgumentError(f"{name}_out is given but needs={wanted} leaves {name} out; add it to needs or drop the buffer")
+            raise ArgumentError(
+                f"{name}_out is given but needs={wanted} leaves {name} out; add it to needs or drop the buffer"
+            )
     return wanted
 
 
 def _build_linear_backward(
-    dy: Any, x: Any, weight: Any, *, needs: Sequence[str] = NEEDS, activation: str | None = None, preact: Any = None,
-    precision: str | None = None, dx_out: Any = None, dw_out: Any = None, db_out: Any = None, accumulate: bool = False,
+    dy: Any,
+    x: Any,
+    weight: Any,
+    *,
+    needs: Sequence[str] = NEEDS,
+    activation: str | None = None,
+    preact: Any = None,
+    precision: str | None = None,
+    dx_out: Any = None,
+    dw_out: Any = None,
+    db_out: Any = None,
+    accumulate: bool = False,
 ) -> gemm.Call:
     wanted = _check_needs(needs, {"dx": dx_out, "dw": dw_out, "db": db_out})
     _check_activation(activation)
@@ -298,9 +313,11 @@ def _build_linear_backward(
     precision = _check_precision(precision, dtype)
     z = builder.get("preact")
     if (activation is None) != (z is None):
-        raise ArgumentError("activation and preact belong together: the backward pass of an activation needs the "
-                            f"pre-activation that linear stored, got activation={activation!r} and preact "
-                            f"{'missing' if z is None else 'given'}")
+        raise ArgumentError(
+            "activation and preact belong together: the backward pass of an activation needs the "
+            f"pre-activation that linear stored, got activation={activation!r} and preact "
+            f"{'missing' if z is None else 'given'}"
+        )
     if z is not None:
         if z.shape != g.shape:
             raise ShapeError(f"preact must have the shape of dy {g.shape}, got {z.shape}")
@@ -338,7 +355,7 @@ def _build_linear_backward(
     return arrays.call("linear_backward", problems, temporaries)
 
 
-BUILDERS = {
+BUILDERS: dict[str, Callable[..., gemm.Call]] = {
     "linear": _build_linear,
     "dgrad": _build_dgrad,
     "wgrad": _build_wgrad,
@@ -520,8 +537,17 @@ def linear_backward(
     if bound is not None:
         return Grads(*bound(arrays)[4:])
     call = _build_linear_backward(
-        dy, x, weight, needs=wanted, activation=activation, preact=preact, precision=precision,
-        dx_out=dx_out, dw_out=dw_out, db_out=db_out, accumulate=accumulate,
+        dy,
+        x,
+        weight,
+        needs=wanted,
+        activation=activation,
+        preact=preact,
+        precision=precision,
+        dx_out=dx_out,
+        dw_out=dw_out,
+        db_out=db_out,
+        accumulate=accumulate,
     )
     names = ("dy", "x", "weight", "preact", "dx_out", "dw_out", "db_out")
     gemm.run(call, "linear_backward", arrays, flags, names)

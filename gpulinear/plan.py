@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Union
+from typing import Any
 
 from .config import (
     SEGMENT,
@@ -63,7 +63,7 @@ class Ref:
     offset: int = 0
 
 
-Value = Union[int, Ref, None]
+Value = int | Ref | None
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,14 @@ class _Builder:
         self.top += ceil_div(nbytes, _WORKSPACE_ALIGN) * _WORKSPACE_ALIGN
         return Ref(WORKSPACE, offset)
 
-    def step(self, config: Config, grid: int, note: str, smem_bytes: int = 0, **values: Value | tuple[int, ...]) -> None:
+    def step(
+        self, config: Config, grid: int, note: str, smem_bytes: int = 0, **values: Value | tuple[int, ...]
+    ) -> None:
         """Append a launch; every field of the parameter block must be given."""
         if grid > _MAX_GRID:
-            raise BackendError(f"{config.family} would need a grid of {grid} blocks, at most {_MAX_GRID}; split the call")
+            raise BackendError(
+                f"{config.family} would need a grid of {grid} blocks, at most {_MAX_GRID}; split the call"
+            )
         block = PARAM_BLOCKS[config.family]
         flat: list[Value] = []
         for name, _, count in block.fields:
@@ -176,8 +180,16 @@ def _placed(ref: Ref) -> str:
 # ---- copies ------------------------------------------------------------------------------------
 
 
-def _copy(builder: _Builder, what: str, dtype: str, shape: Sequence[int], src: Ref, src_strides: Sequence[int],
-          dst: Ref, dst_strides: Sequence[int]) -> None:
+def _copy(
+    builder: _Builder,
+    what: str,
+    dtype: str,
+    shape: Sequence[int],
+    src: Ref,
+    src_strides: Sequence[int],
+    dst: Ref,
+    dst_strides: Sequence[int],
+) -> None:
     """Copy elements between two strided byte layouts of one shape."""
     unit = ITEMSIZE[dtype]
     bits = unit
@@ -218,9 +230,7 @@ def _compact(builder: _Builder, m: Matrix) -> Matrix:
         layout = (m.cols, 1)
     note = f"copy {m.buffer} {shape}, byte strides {strides}, into rows"
     _copy(builder, note, m.dtype, shape, _ref(m) or dst, strides, dst, contiguous_strides(shape, item))
-    return replace(
-        m, buffer=_placed(dst), row_stride=layout[0], col_stride=layout[1], align=128, scatter=None
-    )
+    return replace(m, buffer=_placed(dst), row_stride=layout[0], col_stride=layout[1], align=128, scatter=None)
 
 
 def _readable(builder: _Builder, m: Matrix, *, need_unit_stride: bool) -> Matrix:
@@ -268,7 +278,9 @@ def _choose(builder: _Builder, gemm: Gemm) -> tuple[GemmSimtConfig, int]:
             continue
         options = {1}
         if segments > 1 and segments * slab <= builder.options.workspace_limit:
-            options |= {ceil_div(segments, ceil_div(segments, s)) for s in (2, 3, 4, 8, 16, 32, 64, segments) if s <= segments}
+            options |= {
+                ceil_div(segments, ceil_div(segments, s)) for s in (2, 3, 4, 8, 16, 32, 64, segments) if s <= segments
+            }
         local: Choice | None = None
         for splits in sorted(options):
             cost = predict(gemm, config, splits, spec, builder.num_sms)
@@ -284,7 +296,7 @@ def _choose(builder: _Builder, gemm: Gemm) -> tuple[GemmSimtConfig, int]:
     return best.config, best.splits
 
 
-def _finish_values(gemm: Gemm, d: Matrix, preact: Matrix | None) -> dict[str, Value]:
+def _finish_values(gemm: Gemm, d: Matrix, preact: Matrix | None) -> dict[str, Any]:
     """The epilogue's fields, shared by gemm_simt and ordered_reduce."""
     return {
         "d": _ref(d),
@@ -298,7 +310,7 @@ def _finish_values(gemm: Gemm, d: Matrix, preact: Matrix | None) -> dict[str, Va
     }
 
 
-def _reduce(builder: _Builder, gemm: Gemm, finish: dict[str, Value], slabs: Ref | None, count: int, note: str) -> None:
+def _reduce(builder: _Builder, gemm: Gemm, finish: dict[str, Any], slabs: Ref | None, count: int, note: str) -> None:
     config = OrderedReduceConfig(
         accumulator_dtype(gemm.dtype), gemm.d.dtype, gemm.bias.dtype if gemm.bias else gemm.d.dtype
     )
@@ -494,7 +506,7 @@ def make_plan(
 
 def _place(problem: Problem, placed: dict[str, str]) -> Problem:
     """Point operands that lie in temporaries at the workspace."""
-    changes = {
+    changes: dict[str, Any] = {
         name: replace(value, buffer=placed[value.buffer])
         for name, value in vars(problem).items()
         if isinstance(value, (Matrix, Vector)) and value.buffer in placed

@@ -7,7 +7,6 @@ whose problems are equal get the same plan.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Union
 
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 PRECISIONS = ("ieee", "tf32", "tf32x3", "bf16x6")
@@ -135,4 +134,4 @@ class ActGrad:
     accumulate: bool = False
 
 
-Problem = Union[Gemm, ColumnSum, ActGrad]
+Problem = Gemm | ColumnSum | ActGrad

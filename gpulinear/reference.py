@@ -50,9 +50,7 @@ def linear(
     return round_to(u, x.dtype if out_dtype is None else out_dtype)
 
 
-def dgrad(
-    dy: Array, weight: Array, *, precision: str | None = None, out_dtype: DTypeLike | None = None
-) -> Array:
+def dgrad(dy: Array, weight: Array, *, precision: str | None = None, out_dtype: DTypeLike | None = None) -> Array:
     """dl/dX = dl/dU · W, rounded once to `out_dtype` (default: the dtype of `dy`).
 
     Shapes: dy (*, out), weight (out, in), result (*, in).
@@ -79,9 +77,7 @@ def wgrad(
     return round_to(dw, _gradient_dtype(dy, out_dtype, accumulate_into))
 
 
-def bgrad(
-    dy: Array, *, out_dtype: DTypeLike | None = None, accumulate_into: Array | None = None
-) -> Array:
+def bgrad(dy: Array, *, out_dtype: DTypeLike | None = None, accumulate_into: Array | None = None) -> Array:
     """dl/db = sum of dl/dU over tokens, plus `accumulate_into` where given, as a new array.
 
     Shapes: dy (*, out), result (out,). The dtype is chosen as by `wgrad`.

@@ -34,9 +34,7 @@ def render(config: Config) -> str:
             constants.append(f"  static constexpr {kind} {name} = {value};")
         else:
             types.append(f"  using {name} = {value};")
-    checks = [
-        f'static_assert(sizeof({block.struct_name}) == {block.size}, "params.py and params.cuh differ in size");'
-    ]
+    checks = [f'static_assert(sizeof({block.struct_name}) == {block.size}, "params.py and params.cuh differ in size");']
     checks += [
         f'static_assert(__builtin_offsetof({block.struct_name}, {name}) == {offset}, "params.py and params.cuh differ at {name}");'
         for name, offset in block.offsets

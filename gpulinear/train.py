@@ -15,6 +15,7 @@ from . import gemm
 from .errors import BackendError
 from .explain import explain
 from .layer import Linear
+from .views import dtype_name, numpy_dtype
 
 BACKENDS = ("auto", "cuda", "reference", "emulator")
 TEST_SHARE = 5  # every fifth image is kept for the test
@@ -69,8 +70,14 @@ def choose_backend(name: str) -> str:
         raise BackendError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
     if name == "auto":
         return "cuda" if gpu_usable() else "reference"
+    if name == "emulator":
+        raise BackendError(
+            "backend emulator is not part of this version: it comes with the PTX emulator; use reference"
+        )
     if name == "cuda" and not gpu_usable():
-        raise BackendError("backend cuda needs CuPy and a GPU with a working driver; see gpulinear info, or use reference")
+        raise BackendError(
+            "backend cuda needs CuPy and a GPU with a working driver; see gpulinear info, or use reference"
+        )
     return name
 
 
@@ -168,7 +175,7 @@ def train(settings: Settings, progress: Callable[[int, int], None] | None = None
         images, labels = load_digits()
         # One shuffle for every run: the set is ordered by writer, and the test must not depend on the seed.
         test = np.random.default_rng(TEST_SHARE).permutation(len(images)) % TEST_SHARE == 0
-        dtype = Linear(1, 1, dtype=settings.dtype).weight.dtype
+        dtype = numpy_dtype(dtype_name(settings.dtype, "--dtype"))
         x_train, x_test = (xp.asarray(images[mask].astype(dtype)) for mask in (~test, test))
         y_train, y_test = (xp.asarray(labels[mask]) for mask in (~test, test))
         network = Network(settings, xp)
@@ -229,7 +236,8 @@ def plot(result: Result, path: Path) -> None:
 
     blue, orange, red = "#2f6db3", "#d9822b", "#c0392b"
     figure = plt.figure(figsize=(11, 5), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1.1, 1))
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1.1, 1))
+    left, right = halves
     loss_axis, accuracy_axis = left.subplots(2, 1, sharex=True)
     epochs = np.arange(1, len(result.epochs) + 1)
     losses, train_accuracy, test_accuracy = (np.array(column) for column in zip(*result.epochs, strict=True))
@@ -256,5 +264,3 @@ def plot(result: Result, path: Path) -> None:
         axis.set_title(title, fontsize=9, color="black" if guess == truth else red)
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-

@@ -70,7 +70,8 @@ class ArrayView:
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The NumPy dtype object of one of the four dtype names."""
-    return _DTYPES[name]
+    dtype: np.dtype[Any] = _DTYPES[name]
+    return dtype
 
 
 def dtype_name(dtype: Any, what: str) -> str:

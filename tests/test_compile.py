@@ -167,9 +167,7 @@ def test_deep_nesting_is_a_miss() -> None:
     assert cache.parse_meta(b"[" * 100_000, "0" * 64) is None
 
 
-def test_a_world_writable_directory_is_refused(
-    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_world_writable_directory_is_refused(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh.mkdir()
     fresh.chmod(0o777)
     with pytest.warns(RuntimeWarning, match="chmod 700"):
@@ -186,9 +184,7 @@ def test_an_unusable_directory_works_from_memory(tmp_path: Path, monkeypatch: py
     assert artifact.cubin_path.read_bytes() == artifact.cubin
 
 
-def test_a_read_only_directory_works_from_memory(
-    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_directory_works_from_memory(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Permission bits do not stop root, so the failing call is simulated.
     def refuse(*_: object, **__: object) -> str:
         raise PermissionError("read-only")
@@ -223,7 +219,8 @@ def test_sixteen_processes_on_a_cold_cache(fresh: Path, tmp_path: Path) -> None:
 def test_kill_during_a_write_leaves_nothing_that_is_served(
     fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    child = """
+    child = (
+        """
 import os, signal, sys
 from gpulinear import cache
 real = cache._write
@@ -232,7 +229,9 @@ def write(path, data):
     if path.name == "kernel.cubin":
         os.kill(os.getpid(), signal.SIGKILL)
 cache._write = write
-""" + CHILD
+"""
+        + CHILD
+    )
     done = subprocess.run([sys.executable, "-c", child, SOURCE, str(tmp_path)], timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
     refuse = [path for path in fresh.glob("*/*") if not path.name.startswith(".new-")]

@@ -110,9 +110,7 @@ def test_rounding_to_something_else_is_refused():
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, BF16])
-@pytest.mark.parametrize(
-    "m,n,k", [(1, 1, 1), (2, 3, 5), (3, 1, 7), (1, 4, 0), (0, 2, 3), (2, 0, 3)]
-)
+@pytest.mark.parametrize("m,n,k", [(1, 1, 1), (2, 3, 5), (3, 1, 7), (1, 4, 0), (0, 2, 3), (2, 0, 3)])
 def test_gemm_against_fractions(dtype, m, n, k):
     rng = np.random.default_rng(m + 10 * n + 100 * k)
     a, b = (rng.standard_normal(s).astype(dtype) for s in ((m, k), (k, n)))

@@ -185,9 +185,7 @@ def test_float64_products_are_within_their_bound():
         assert ratio_of(exact + 1e-13 * gauge, a, b, how) > 1
 
 
-@pytest.mark.parametrize(
-    "arch,p,fraction", [("sm_90a", 16, 25), ("sm_80", 8, 24), ("sm_89", 8, 24)]
-)
+@pytest.mark.parametrize("arch,p,fraction", [("sm_90a", 16, 25), ("sm_80", 8, 24), ("sm_89", 8, 24)])
 @pytest.mark.parametrize("fill", FILLS)
 def test_truncating_tensor_cores_are_within_the_bound(arch, p, fraction, fill):
     a, b = operands(fill, 4, 3, 300, "float16")
@@ -278,9 +276,7 @@ def test_a_factor_may_be_off_by_the_ulps_given(activation):
     how = testing.fma("float32", 16)
 
     def ratio(off, **options):
-        bound = testing.gemm_bound(
-            a, b, how, out_dtype="float32", bias=bias, activation=activation, **options
-        )
+        bound = testing.gemm_bound(a, b, how, out_dtype="float32", bias=bias, activation=activation, **options)
         got = (exact * (1 + off * U32)).astype(np.float32)
         return testing.error_ratio(got, exact, bound)
 
@@ -329,9 +325,7 @@ def test_activation_gradients_and_what_follows_are_within_their_bounds(dtype, ac
     bound = testing.gemm_bound(exact, weight, how, out_dtype=dtype, a_error=error)
     testing.assert_within(dx, exact @ weight.astype(np.float64), bound)
     dw = fma_kernel(dz.T, dy, 16)
-    bound = testing.gemm_bound(
-        dy.T.astype(np.float64), exact, how, out_dtype="float32", b_error=error
-    )
+    bound = testing.gemm_bound(dy.T.astype(np.float64), exact, how, out_dtype="float32", b_error=error)
     testing.assert_within(dw.T, dy.T.astype(np.float64) @ exact, bound)
     db = fma_kernel(np.ones((1, 40), np.float32), dz, 16)[0]
     bound = testing.column_sum_bound(exact, how, out_dtype="float32", x_error=error)

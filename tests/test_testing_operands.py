@@ -85,9 +85,7 @@ def test_same_bits_prints_both_patterns():
     testing.assert_same_bits(np.asfortranarray(a), a)
     b = a.copy()
     b[1, 0], b[1, 2] = np.nextafter(np.float32(1), np.float32(2)), 0
-    with pytest.raises(
-        AssertionError, match=r"2 of 6 .* at \(1, 0\): got 0x3f800000 .* 0x3f800001"
-    ):
+    with pytest.raises(AssertionError, match=r"2 of 6 .* at \(1, 0\): got 0x3f800000 .* 0x3f800001"):
         testing.assert_same_bits(a, b)
     for x, y in ((0.0, -0.0), (math.nan, -math.nan)):
         with pytest.raises(AssertionError):

@@ -41,9 +41,7 @@ def _run(problem: Problem, arrays: Arrays) -> None:
         _store(out, exact)
     elif isinstance(problem, ColumnSum):
         out = arrays[problem.out.buffer]
-        total = reference.column_sum(
-            _matrix(problem.x, arrays), accumulate_into=out if problem.accumulate else None
-        )
+        total = reference.column_sum(_matrix(problem.x, arrays), accumulate_into=out if problem.accumulate else None)
         _store(out, total)
     else:
         _run_act_grad(problem, arrays)
@@ -53,9 +51,7 @@ def _run_act_grad(problem: ActGrad, arrays: Arrays) -> None:
     dz = arrays[problem.dz.buffer]
     _store(
         dz,
-        reference.act_grad(
-            _matrix(problem.dy, arrays), _matrix(problem.preact, arrays), problem.activation
-        ),
+        reference.act_grad(_matrix(problem.dy, arrays), _matrix(problem.preact, arrays), problem.activation),
     )
     if problem.db is not None:
         db = arrays[problem.db.buffer]

@@ -145,9 +145,7 @@ def mul(a: Array, b: Array, rnd: str = "rn", ftz: bool = False, sat: bool = Fals
     return _finish(_narrow(exact, a.dtype, rnd), ftz, sat)
 
 
-def fma(
-    a: Array, b: Array, c: Array, rnd: str = "rn", ftz: bool = False, sat: bool = False
-) -> Array:
+def fma(a: Array, b: Array, c: Array, rnd: str = "rn", ftz: bool = False, sat: bool = False) -> Array:
     """``fma.rnd{.ftz}{.sat}`` (PTX ISA 9.7.3.6): a * b + c with one rounding.
 
     This is the hot path of SIMT kernels, so float32 ``rn`` first asks the cheap question: does any
@@ -202,9 +200,7 @@ def sqrt(a: Array, rnd: str = "rn", ftz: bool = False) -> Array:
     return _finish(_narrow(odd_sqrt(a.astype(np.float64)), a.dtype, rnd), ftz, False)
 
 
-def _extreme(
-    choose_a: Array, a: Array, b: Array, ftz: bool, nan: bool, xorsign_abs: bool, sign: Array
-) -> Array:
+def _extreme(choose_a: Array, a: Array, b: Array, ftz: bool, nan: bool, xorsign_abs: bool, sign: Array) -> Array:
     r = np.where(choose_a, a, b)
     a_nan, b_nan = a != a, b != b
     r = np.where(a_nan, b, np.where(b_nan, a, r))
@@ -215,9 +211,7 @@ def _extreme(
     return _finish(r, ftz, False)
 
 
-def minimum(
-    a: Array, b: Array, ftz: bool = False, nan: bool = False, xorsign_abs: bool = False
-) -> Array:
+def minimum(a: Array, b: Array, ftz: bool = False, nan: bool = False, xorsign_abs: bool = False) -> Array:
     """``min{.ftz}{.NaN}{.xorsign.abs}`` (PTX ISA 9.7.3.11): NaN loses unless ``.NaN``."""
     if ftz:
         a, b = flush(a), flush(b)
@@ -228,9 +222,7 @@ def minimum(
     return _extreme(choose, a, b, ftz, nan, xorsign_abs, sign)
 
 
-def maximum(
-    a: Array, b: Array, ftz: bool = False, nan: bool = False, xorsign_abs: bool = False
-) -> Array:
+def maximum(a: Array, b: Array, ftz: bool = False, nan: bool = False, xorsign_abs: bool = False) -> Array:
     """``max{.ftz}{.NaN}{.xorsign.abs}`` (PTX ISA 9.7.3.12): NaN loses unless ``.NaN``."""
     if ftz:
         a, b = flush(a), flush(b)

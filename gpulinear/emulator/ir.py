@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-WIDTHS = {"pred": 1, "b128": 128} | {
-    kind + str(bits): bits for kind in "bus" for bits in (8, 16, 32, 64)
-}
+WIDTHS = {"pred": 1, "b128": 128} | {kind + str(bits): bits for kind in "bus" for bits in (8, 16, 32, 64)}
 WIDTHS |= {"f16": 16, "bf16": 16, "f32": 32, "f64": 64, "f16x2": 32, "bf16x2": 32, "tf32": 32}
 
 

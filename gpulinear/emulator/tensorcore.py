@@ -175,9 +175,7 @@ def _specials(c: Array, a: Array, b: Array) -> tuple[Array, Array]:
     return touched, answer
 
 
-def multiply_add(
-    a: Array, b: Array, c: Array, kind: str, arch: str, *, exact: bool = False
-) -> Array:
+def multiply_add(a: Array, b: Array, c: Array, kind: str, arch: str, *, exact: bool = False) -> Array:
     """D[M,N] = A[M,K] B[K,N] + C[M,N] as the tensor core of ``arch`` computes it.
 
     Args:

@@ -155,9 +155,7 @@ def gemm_bound(
     was rounded: `act_grad_bound`).
     """
     k = a.shape[1]
-    d, z = gemm(
-        a, b, bias=bias, activation=activation, precision=precision, accumulate_into=accumulate_into
-    )
+    d, z = gemm(a, b, bias=bias, activation=activation, precision=precision, accumulate_into=accumulate_into)
     pairs = products(a, b, precision)
     gauge = np.zeros_like(d)
     for a_part, b_part in pairs:

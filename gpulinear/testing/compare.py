@@ -25,15 +25,10 @@ class Worst:
     ratio: float
 
     def __str__(self) -> str:
-        return (
-            f"ratio {self.ratio:.4g} at {self.index}: got {self.got!r}, exact {self.exact!r}, "
-            f"bound {self.bound:.4g}"
-        )
+        return f"ratio {self.ratio:.4g} at {self.index}: got {self.got!r}, exact {self.exact!r}, bound {self.bound:.4g}"
 
 
-def error_ratio(
-    got: Array, exact64: Float64, bound64: Float64, *, dtype: DTypeLike | None = None
-) -> float:
+def error_ratio(got: Array, exact64: Float64, bound64: Float64, *, dtype: DTypeLike | None = None) -> float:
     """max |got - exact| / bound; at most 1 where `got` is right, `inf` where it can not be.
 
     `inf` for: another shape, another dtype than `dtype` (if given) or than a supported one, a NaN
@@ -79,9 +74,7 @@ def assert_same_bits(got: Array, want: Array, *, what: str = "result") -> None:
     -0 differs from +0, and NaNs must have the same payload.
     """
     if got.shape != want.shape or got.dtype != want.dtype:
-        raise AssertionError(
-            f"{what}: {got.dtype.name} {got.shape} is not {want.dtype.name} {want.shape}"
-        )
+        raise AssertionError(f"{what}: {got.dtype.name} {got.shape} is not {want.dtype.name} {want.shape}")
     differ = _bits(got) != _bits(want)
     if not differ.any():
         return
@@ -103,9 +96,7 @@ def _bits(array: Array) -> Array:
     return array.view(_UNSIGNED[array.dtype.itemsize])
 
 
-def _mismatch(
-    got: Array, exact64: Float64, bound64: Float64, dtype: DTypeLike | None
-) -> str | None:
+def _mismatch(got: Array, exact64: Float64, bound64: Float64, dtype: DTypeLike | None) -> str | None:
     if got.dtype.name not in _FLOATS:
         return f"dtype {got.dtype.name} is none of {_FLOATS}"
     wanted = dtype if dtype is None or isinstance(dtype, str) else np.dtype(dtype).name

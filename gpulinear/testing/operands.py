@@ -44,9 +44,7 @@ def wide(shape: Shape, dtype: DTypeLike, seed: int, *, exponent: int = 20) -> Ar
     """N(0, 1) times 2**-exponent to 2**exponent (at most 2**7 for float16), element by element."""
     rng = np.random.default_rng(seed)
     limit = min(exponent, 7) if _name(dtype) == "float16" else exponent
-    return round_to(
-        np.ldexp(rng.standard_normal(shape), rng.integers(-limit, limit + 1, shape)), dtype
-    )
+    return round_to(np.ldexp(rng.standard_normal(shape), rng.integers(-limit, limit + 1, shape)), dtype)
 
 
 def subnormals(shape: Shape, dtype: DTypeLike, seed: int) -> Array:
@@ -69,9 +67,7 @@ FILLS: dict[str, Callable[[Shape, DTypeLike, int], Array]] = {
 }
 
 
-def cancelling(
-    m: int, n: int, k: int, dtype: DTypeLike, seed: int, *, delta: float = 2.0**-6
-) -> tuple[Array, Array]:
+def cancelling(m: int, n: int, k: int, dtype: DTypeLike, seed: int, *, delta: float = 2.0**-6) -> tuple[Array, Array]:
     """A = [X, X] (m, k) and B = [Y; -(1 + delta) Y] (k, n), k even: A·B is tiny beside |A|·|B|."""
     if k % 2:
         raise ValueError(f"k must be even, got {k}")
@@ -177,13 +173,9 @@ def poisoned(
     item = target.itemsize
     strides = [item]
     for axis in range(len(shape) - 1, 0, -1):
-        strides.insert(
-            0, strides[0] * shape[axis] + (row_pad * item if axis == len(shape) - 1 else 0)
-        )
+        strides.insert(0, strides[0] * shape[axis] + (row_pad * item if axis == len(shape) - 1 else 0))
     strides = strides[: len(shape)]
-    extent = (
-        0 if 0 in shape else item + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    )
+    extent = 0 if 0 in shape else item + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     raw = xp.full(extent + offset * item + 2 * guard + 512, ROGUE, dtype=xp.uint8)
     start = -(-(_address(raw) + guard) // 256) * 256 - _address(raw) + offset * item
     owned = xp.zeros(raw.shape, dtype=bool)

@@ -146,9 +146,7 @@ def _product(row: dict[str, object]) -> int:
     return result
 
 
-def _types(
-    op: str, dtypes: tuple[str, ...], precisions: tuple[str, ...]
-) -> list[tuple[str, str, str | None]]:
+def _types(op: str, dtypes: tuple[str, ...], precisions: tuple[str, ...]) -> list[tuple[str, str, str | None]]:
     """(dtype, out_dtype, precision) that belong together."""
     types: list[tuple[str, str, str | None]] = []
     for dtype in dtypes:

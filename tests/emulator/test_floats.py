@@ -39,9 +39,7 @@ def operands(dtype, count, seed):
     ]
     corners += [float(info.tiny) * 1.5, np.inf, np.nan]
     corners = np.array(corners + [-v for v in corners], dtype)
-    return np.concatenate(
-        [raw, near, rng.choice(corners, count), rng.standard_normal(count)]
-    ).astype(dtype)
+    return np.concatenate([raw, near, rng.choice(corners, count), rng.standard_normal(count)]).astype(dtype)
 
 
 def nearest(value: Fraction, precision: int, emin: int, emax: int, rnd: str) -> float | str:
@@ -117,8 +115,7 @@ def test_fma_add_mul_div_sqrt_round_once(dtype, rnd):
         if not (np.isfinite(x) and x > 0):
             continue
         square, down, up = (
-            Fraction(float(v)) ** 2
-            for v in (r, np.nextafter(r, dtype(0)), np.nextafter(r, dtype(np.inf)))
+            Fraction(float(v)) ** 2 for v in (r, np.nextafter(r, dtype(0)), np.nextafter(r, dtype(np.inf)))
         )
         true = Fraction(float(x))
         if rnd == "rn":
@@ -190,6 +187,4 @@ def test_approximate_functions_special_values():
     assert floats.approx("lg2", x[:3]).tolist() == [-np.inf, -np.inf, np.inf]
     assert floats.approx("tanh", x[2:4]).tolist() == [1.0, -1.0]
     huge = np.float32([2.0**127])
-    assert (
-        floats.approx_div(huge, huge)[0] == 0.0 and floats.approx_div(huge, huge, full=True)[0] == 1
-    )
+    assert floats.approx_div(huge, huge)[0] == 0.0 and floats.approx_div(huge, huge, full=True)[0] == 1

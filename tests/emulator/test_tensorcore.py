@@ -71,9 +71,7 @@ def test_model_agrees_with_fractions(kind, arch, spread):
     c[1] *= np.float32(2.0**20)
     got = tensorcore.multiply_add(a, b, c, kind, arch)
     av, bv = tensorcore.values(a, kind), tensorcore.values(b, kind)
-    want = np.float32(
-        [[slow_dot(av[i], bv[:, j], c[i, j], kind, arch) for j in range(n)] for i in range(m)]
-    )
+    want = np.float32([[slow_dot(av[i], bv[:, j], c[i, j], kind, arch) for j in range(n)] for i in range(m)])
     assert (got.view(np.uint32) == want.view(np.uint32)).all()
 
 

@@ -147,9 +147,7 @@ def _slot(text: str) -> Slot:
 
 
 def _add(pattern: str, operands: str, section: str, pure: bool, **flags: Any) -> Any:
-    slots = tuple(
-        tuple(_slot(part) for part in item.split("|")) for item in operands.split(",") if item
-    )
+    slots = tuple(tuple(_slot(part) for part in item.split("|")) for item in operands.split(",") if item)
 
     def register(factory: Factory) -> Factory:
         rule = Rule(pattern, _regex(pattern), slots, section, factory, pure, **flags)
