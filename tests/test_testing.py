@@ -294,6 +294,9 @@ def test_infinite_operands_are_judged_by_their_limits(activation):
     got = z.astype(np.float32) if activation is None else act32(z, activation)
     testing.assert_within(got.astype(np.float32), exact, bound)
     assert testing.error_ratio(np.nan_to_num(got.astype(np.float32)), exact, bound) > 1
+    if activation is not None:
+        wrong = np.where(z == -np.inf, 0.5, got).astype(np.float32)
+        assert testing.error_ratio(wrong, exact, bound) > 1
 
 
 @pytest.mark.parametrize("activation", reference.ACTIVATIONS)
