@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from .fake_cupy import fake_cupy
+
+__all__ = ["fake_cupy"]
+
 
 def pytest_report_header() -> list[str]:
     """The promise is about kernels: say plainly that none runs here."""
