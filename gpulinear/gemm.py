@@ -104,7 +104,14 @@ def options(*, num_sms: int | None = None, workspace_limit: int | None = None) -
     if workspace_limit is not None and workspace_limit < 0:
         raise ArgumentError(f"workspace_limit must be at least 0 bytes, got {workspace_limit}")
     limit = Options.workspace_limit if workspace_limit is None else workspace_limit
-    token = _options.set(Options(num_sms, limit))
+    with planning(Options(num_sms, limit)):
+        yield
+
+
+@contextmanager
+def planning(chosen: Options) -> Iterator[None]:
+    """Plan calls inside the block under ``chosen``."""
+    token = _options.set(chosen)
     try:
         yield
     finally:

@@ -49,10 +49,15 @@ _RASTER_GROUP = 8  # tiles of M that share a strip of B in the L2
 
 @dataclass(frozen=True)
 class Options:
-    """What a caller may limit. ``num_sms`` None means all; ``workspace_limit`` in bytes bounds split-K slabs."""
+    """What a caller may limit. ``num_sms`` None means all; ``workspace_limit`` in bytes bounds split-K slabs.
+
+    ``tile`` and ``splits`` force the planner's choice, for tests and benches; a result bit never depends on them.
+    """
 
     num_sms: int | None = None
     workspace_limit: int = 1 << 28
+    tile: str | None = None
+    splits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -273,6 +278,8 @@ def _choose(builder: _Builder, gemm: Gemm) -> tuple[GemmSimtConfig, int]:
     slab = gemm.m * gemm.n * ITEMSIZE[accumulator_dtype(gemm.dtype)]
     best: Choice | None = None
     for config, refused in candidates(gemm, spec):
+        if builder.options.tile not in (None, config.tile):
+            refused = f"only {builder.options.tile} was asked for"
         if refused:
             builder.choices.append(Choice(config, 1, None, refused))
             continue
@@ -281,6 +288,8 @@ def _choose(builder: _Builder, gemm: Gemm) -> tuple[GemmSimtConfig, int]:
             options |= {
                 ceil_div(segments, ceil_div(segments, s)) for s in (2, 3, 4, 8, 16, 32, 64, segments) if s <= segments
             }
+        if builder.options.splits is not None:
+            options = {ceil_div(segments, ceil_div(segments, min(builder.options.splits, segments)))}
         local: Choice | None = None
         for splits in sorted(options):
             cost = predict(gemm, config, splits, spec, builder.num_sms)

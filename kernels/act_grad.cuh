@@ -1,5 +1,5 @@
-// The backward pass of an activation: dz = dy * act'(preact), rounded to the dtype of dy, and on request db = column sums
-// of the rounded dz, in one pass over memory.
+// The backward pass of an activation: dz = dy * act'(preact), rounded to the dtype of dy, and on request db =
+// column sums of the rounded dz, in one pass over memory.
 //
 // Threads: a block takes 32 columns of rows_per_block rows (one segment when db is wanted); lane = column.
 // Shared memory: 2 * 64 * 32 accumulators. Preconditions: none; any element strides.
@@ -39,7 +39,7 @@ __device__ void act_grad(const ActGradParams& p) {
   }
   const Acc sum = column_chain<Acc>(rows, live, gradient);
   if (threadIdx.x < 32 && live) {
-    store_column(sum, static_cast<typename Config::Out*>(p.db), static_cast<Acc*>(p.slabs), block_row, p.cols, col,
-                 p.accumulate != 0);
+    store_column(sum, static_cast<typename Config::Out*>(p.db), static_cast<Acc*>(p.slabs), block_row, p.cols,
+                 col, p.accumulate != 0);
   }
 }

@@ -22,7 +22,7 @@ __device__ void column_sum(const ColumnSumParams& p) {
       rows, live, [&](int row) { return to_acc<Acc>(x[(first + row) * p.row_stride + col * p.col_stride]); });
 
   if (threadIdx.x < 32 && live) {
-    store_column(sum, static_cast<typename Config::Out*>(p.out), static_cast<Acc*>(p.slabs), segment, p.cols, col,
-                 p.accumulate != 0);
+    store_column(sum, static_cast<typename Config::Out*>(p.out), static_cast<Acc*>(p.slabs), segment, p.cols,
+                 col, p.accumulate != 0);
   }
 }

@@ -1,14 +1,19 @@
-// GEMM on CUDA cores: D = act(A B + bias) in float32 or float64 FMAs, for all three layouts of a linear layer.
+// GEMM on CUDA cores: D = act(A B + bias) in float32 or float64 FMAs, for all three layouts of a linear
+// layer.
 //
-// Tiles      A block computes kBlockM x kBlockN outputs, a thread kThreadM x kThreadN of them, a warp 4 x 8 threads.
-//            Which rows and columns a thread owns follows from the operands' majors: Tile::row in common/layout.cuh.
-// Pipeline   kStages k-tiles of A and B in shared memory. kAsync: a cp.async ring, one barrier per k-tile. Otherwise the
+// Tiles      A block computes kBlockM x kBlockN outputs, a thread kThreadM x kThreadN of them, a warp 4 x 8
+// threads.
+//            Which rows and columns a thread owns follows from the operands' majors: Tile::row in
+//            common/layout.cuh.
+// Pipeline   kStages k-tiles of A and B in shared memory. kAsync: a cp.async ring, one barrier per k-tile.
+// Otherwise the
 //            next tile waits in registers, where 16-bit inputs are converted (and where sm_75 has to).
-// Reduction  K is cut into segments of kSegment. Inside one an output is a single FMA chain, k ascending, from +0. Segment
-//            sums are added ascending: by this block through p.total (splits == 1), or by ordered_reduce from slabs.
-//            Nothing here depends on the tile, so every variant gives the same bits.
-// Smem       sizeof(Acc) * (kStages * (kBlockM + kBlockN) * kBlockK + (kBlockM / kThreadM) * (kBlockN + 8)) bytes.
-// Registers  kThreadM * kThreadN accumulators, kThreadN * 16 bytes of B, one row of A, and addresses.
+// Reduction  K is cut into segments of kSegment. Inside one an output is a single FMA chain, k ascending,
+// from +0. Segment
+//            sums are added ascending: by this block through p.total (splits == 1), or by ordered_reduce from
+//            slabs. Nothing here depends on the tile, so every variant gives the same bits.
+// Smem       sizeof(Acc) * (kStages * (kBlockM + kBlockN) * kBlockK + (kBlockM / kThreadM) * (kBlockN + 8))
+// bytes. Registers  kThreadM * kThreadN accumulators, kThreadN * 16 bytes of B, one row of A, and addresses.
 // Needs      16-byte base and pitch of an operand where its kVec is 16; otherwise nothing.
 #pragma once
 
@@ -31,12 +36,12 @@ __device__ constexpr int gemm_simt_ring_elements() {
 
 template <class Config>
 __device__ constexpr int gemm_simt_smem_bytes() {
-  return sizeof(typename Config::Acc) *
-         (gemm_simt_ring_elements<Config>() + Config::kBlockM / Config::kThreadM * (Config::kBlockN + kStagePad));
+  return sizeof(typename Config::Acc) * (gemm_simt_ring_elements<Config>() +
+                                         Config::kBlockM / Config::kThreadM * (Config::kBlockN + kStagePad));
 }
 
-// The tile of this block and its part of K. Tiles are numbered down groups of rows, so that the blocks of a wave share
-// strips of A and B in the L2.
+// The tile of this block and its part of K. Tiles are numbered down groups of rows, so that the blocks of a
+// wave share strips of A and B in the L2.
 struct BlockWork {
   int m0, n0, split;
 };
@@ -116,11 +121,11 @@ __device__ __forceinline__ void multiply_tile(const Acc* smem_a, const Acc* smem
 
 // ---- end of a segment ----
 
-// Take the segment's sums out of the registers: to its slab, into the running total, or through the epilogue. Row by row
-// of the thread tile through shared memory, so that each warp stores consecutive columns.
+// Take the segment's sums out of the registers: to its slab, into the running total, or through the epilogue.
+// Row by row of the thread tile through shared memory, so that each warp stores consecutive columns.
 template <class Config, class TileA, class TileB, class Acc>
-__device__ __forceinline__ void finish_segment(const GemmParams& p, const BlockWork& work, int segment, int segments,
-                                               Acc* staged, int lane_m, int lane_n,
+__device__ __forceinline__ void finish_segment(const GemmParams& p, const BlockWork& work, int segment,
+                                               int segments, Acc* staged, int lane_m, int lane_n,
                                                Acc (&acc)[Config::kThreadM][Config::kThreadN]) {
   constexpr int kRows = TileA::kLanes, kPitch = Config::kBlockN + kStagePad;
   constexpr int kThreads = gemm_simt_threads<Config>();
@@ -130,8 +135,8 @@ __device__ __forceinline__ void finish_segment(const GemmParams& p, const BlockW
   for (int i = 0; i < Config::kThreadM; ++i) {
 #pragma unroll
     for (int j = 0; j < Config::kThreadN; ++j) {
-      // A sum of -0 (all products underflowed from below) becomes +0, as the zeros that fill up a ragged k-tile would
-      // make it: the tile's depth must not show in the bits.
+      // A sum of -0 (all products underflowed from below) becomes +0, as the zeros that fill up a ragged
+      // k-tile would make it: the tile's depth must not show in the bits.
       staged[lane_m * kPitch + TileB::row(lane_n, j)] = add_rn(acc[i][j], Acc(0));
       acc[i][j] = 0;
     }
@@ -167,7 +172,8 @@ template <class Config>
 __device__ void gemm_simt(const GemmParams& p) {
   using In = typename Config::In;
   using Acc = typename Config::Acc;
-  constexpr int kBM = Config::kBlockM, kBN = Config::kBlockN, kBK = Config::kBlockK, kStages = Config::kStages;
+  constexpr int kBM = Config::kBlockM, kBN = Config::kBlockN, kBK = Config::kBlockK,
+                kStages = Config::kStages;
   constexpr int kThreads = gemm_simt_threads<Config>();
   using TileA = Tile<Acc, Config::kMajorA, kBM, kBK, Config::kThreadM>;
   using TileB = Tile<Acc, Config::kMajorB, kBN, kBK, Config::kThreadN>;
@@ -203,8 +209,8 @@ __device__ void gemm_simt(const GemmParams& p) {
   // Whether k-tile t ends a segment, and what to do then.
   const auto end_tile = [&](int t) {
     if ((t + 1) % kTilesPerSegment == 0 || t + 1 == k_tiles) {
-      finish_segment<Config, TileA, TileB>(p, work, first_segment + t / kTilesPerSegment, segments, staged, lane_m,
-                                           lane_n, acc);
+      finish_segment<Config, TileA, TileB>(p, work, first_segment + t / kTilesPerSegment, segments, staged,
+                                           lane_m, lane_n, acc);
     }
   };
 
@@ -220,7 +226,7 @@ __device__ void gemm_simt(const GemmParams& p) {
     int slot = 0, next_slot = kStages - 1;
     for (int t = 0; t < k_tiles; ++t) {
       cp_async_wait<kStages - 2>();  // this thread's part of tile t has arrived
-      __syncthreads();               // everybody's has, and everybody is done with the slot that is refilled next
+      __syncthreads();  // everybody's has, and everybody is done with the slot that is refilled next
       if (t + kStages - 1 < k_tiles) {
         fetch_a.copy(stage_a(next_slot), k_begin + (t + kStages - 1) * kBK);
         fetch_b.copy(stage_b(next_slot), k_begin + (t + kStages - 1) * kBK);

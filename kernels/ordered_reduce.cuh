@@ -1,7 +1,8 @@
-// The second pass of split-K and of long column sums: adds the segments' sums in ascending order, then the epilogue.
+// The second pass of split-K and of long column sums: adds the segments' sums in ascending order, then the
+// epilogue.
 //
-// Threads: one per output element, consecutive threads on consecutive columns. No shared memory. With count == 0 the sum
-// is zero: a GEMM with K = 0.
+// Threads: one per output element, consecutive threads on consecutive columns. No shared memory. With count
+// == 0 the sum is zero: a GEMM with K = 0.
 #pragma once
 
 #include "common/epilogue.cuh"

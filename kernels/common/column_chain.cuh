@@ -1,7 +1,7 @@
 // Column sums in the canonical order: one chain of additions per column, rows ascending, from +0.
 //
-// A block takes 32 columns. All its warps fetch rows (many loads in flight), and warp 0 adds them in order from shared
-// memory while the others fetch the next rows: the chain costs its latency, not the memory's.
+// A block takes 32 columns. All its warps fetch rows (many loads in flight), and warp 0 adds them in order
+// from shared memory while the others fetch the next rows: the chain costs its latency, not the memory's.
 #pragma once
 
 #include "common/types.cuh"
@@ -10,8 +10,8 @@ constexpr int kChainColumns = 32;
 constexpr int kChainThreads = 256;
 constexpr int kChainRows = 64;  // rows fetched between two barriers
 
-// The sum over rows [0, rows) of fetch(row), for the column of this lane; valid in warp 0. fetch is called once for every
-// row and by lanes of real columns only (live).
+// The sum over rows [0, rows) of fetch(row), for the column of this lane; valid in warp 0. fetch is called
+// once for every row and by lanes of real columns only (live).
 template <class Acc, class Fetch>
 __device__ __forceinline__ Acc column_chain(int rows, bool live, Fetch fetch) {
   constexpr int kWarps = kChainThreads / 32;

@@ -1,11 +1,12 @@
-// What happens to a finished sum, in one place: bias, stored pre-activation, activation, the one rounding, the store.
+// What happens to a finished sum, in one place: bias, stored pre-activation, activation, the one rounding,
+// the store.
 #pragma once
 
 #include "common/activation.cuh"
 #include "common/types.cuh"
 
-// d[row, col] = act(value + bias[col]). Params is GemmParams or OrderedReduceParams. The branches are the same for all
-// threads of a launch: one kernel serves every combination.
+// d[row, col] = act(value + bias[col]). Params is GemmParams or OrderedReduceParams. The branches are the
+// same for all threads of a launch: one kernel serves every combination.
 template <class Config, class Params, class Acc>
 __device__ __forceinline__ void finish(const Params& p, int row, int col, Acc value) {
   using Out = typename Config::Out;

@@ -10,8 +10,8 @@
 
 enum class Major { K, MN };
 
-// Acc: element type in shared memory. kLanes: how many threads share the MN dimension of the tile; kPerThread: elements of
-// it that each of them owns.
+// Acc: element type in shared memory. kLanes: how many threads share the MN dimension of the tile;
+// kPerThread: elements of it that each of them owns.
 template <class Acc, Major kMajor, int kBlockMN, int kBlockK, int kPerThread>
 struct Tile {
   static constexpr int kChunk = 16 / sizeof(Acc);  // elements of a 16-byte access
@@ -19,12 +19,13 @@ struct Tile {
   static constexpr int kLanes = kBlockMN / kPerThread;
 
   static constexpr int kChunksPerRow = kBlockK / kChunk;
-  static constexpr int kRowsPerLine = kChunksPerRow >= 8 ? 1 : 8 / kChunksPerRow;  // rows in 128 bytes: all 32 banks
+  static constexpr int kRowsPerLine =
+      kChunksPerRow >= 8 ? 1 : 8 / kChunksPerRow;  // rows in 128 bytes: all 32 banks
   static_assert(kBlockK % kChunk == 0, "a k-tile holds whole 16-byte chunks");
   static_assert(kPerThread % kChunk == 0, "a thread owns whole 16-byte chunks of an MN-major operand");
 
-  // Where element (mn, k) lies. The swizzle puts one chunk of eight consecutive rows into eight different groups of
-  // four banks, and so do eight consecutive chunks of the fill: neither has a bank conflict.
+  // Where element (mn, k) lies. The swizzle puts one chunk of eight consecutive rows into eight different
+  // groups of four banks, and so do eight consecutive chunks of the fill: neither has a bank conflict.
   __device__ static constexpr int offset(int mn, int k) {
     if constexpr (kMajor == Major::MN) {
       return k * kBlockMN + mn;
@@ -34,8 +35,8 @@ struct Tile {
     }
   }
 
-  // Which row of the tile is element i of thread lane: interleaved for K-major (eight lanes read eight consecutive
-  // rows), groups of one chunk for MN-major (eight lanes read 128 consecutive bytes).
+  // Which row of the tile is element i of thread lane: interleaved for K-major (eight lanes read eight
+  // consecutive rows), groups of one chunk for MN-major (eight lanes read 128 consecutive bytes).
   __device__ static constexpr int row(int lane, int i) {
     if constexpr (kMajor == Major::MN) {
       return i / kChunk * (kChunk * kLanes) + lane * kChunk + i % kChunk;
@@ -146,7 +147,8 @@ struct Fetcher {
       if constexpr (kWidth % Tile::kChunk == 0) {
 #pragma unroll
         for (int e = 0; e < kWidth; e += Tile::kChunk) {
-          store_chunk(smem + (kMajor == Major::K ? Tile::offset(mn, k + e) : Tile::offset(mn + e, k)), values + e);
+          store_chunk(smem + (kMajor == Major::K ? Tile::offset(mn, k + e) : Tile::offset(mn + e, k)),
+                      values + e);
         }
       } else {
 #pragma unroll

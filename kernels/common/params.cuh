@@ -1,5 +1,5 @@
-// The parameter block of each kernel: one struct by value, pointers first. gpulinear/params.py is its Python twin; every
-// generated source asserts that sizes and offsets agree.
+// The parameter block of each kernel: one struct by value, pointers first. gpulinear/params.py is its Python
+// twin; every generated source asserts that sizes and offsets agree.
 #pragma once
 
 enum Activation { kNone = 0, kRelu = 1, kGelu = 2, kGeluTanh = 3, kSilu = 4 };
@@ -11,7 +11,7 @@ struct GemmParams {
   void* d;           // Out (m, n): d[i * ldd + j]
   const void* bias;  // Bias (n), or null
   void* preact;      // Out (m, n): preact[i * ldp + j], or null
-  void* total;       // Acc: running totals (m, n) when splits == 1, else slabs [segments][m][n]; null when K <= S
+  void* total;  // Acc: running totals (m, n) when splits == 1, else slabs [segments][m][n]; null when K <= S
   long long lda, ldb, ldd, ldp, bias_stride;  // elements; lda and ldb may be zero or negative
   int m, n, k;
   int activation, accumulate;

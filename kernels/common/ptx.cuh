@@ -8,7 +8,8 @@ __device__ __forceinline__ unsigned shared_address(const void* pointer) {
   return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
 
-// Copy kBytes to shared memory without passing registers; bytes from valid_bytes on are filled with zeros and not read.
+// Copy kBytes to shared memory without passing registers; bytes from valid_bytes on are filled with zeros and
+// not read.
 template <int kBytes>
 __device__ __forceinline__ void cp_async(void* smem, const void* gmem, int valid_bytes) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async moves 4, 8 or 16 bytes");
@@ -25,9 +26,7 @@ __device__ __forceinline__ void cp_async(void* smem, const void* gmem, int valid
 }
 
 // Close the group of copies issued since the last commit.
-__device__ __forceinline__ void cp_async_commit() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Wait until at most kPending of this thread's groups are still in flight.
 template <int kPending>

@@ -1,0 +1,1 @@
+"""Measurements: what proves something, never imported by the package."""
