@@ -1,0 +1,1 @@
+"""The PTX emulator's arithmetic: exact IEEE operations and a bit-level tensor-core model. NumPy and stdlib only."""
