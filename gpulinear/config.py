@@ -221,6 +221,8 @@ def supports(config: GemmSimtConfig, gemm: Gemm, spec: DeviceSpec) -> str | None
         )
     if config.asynchronous and spec.compute_capability < (8, 0):
         return f"cp.async needs sm_80, this is {spec.arch}"
+    if config.thread_n == 16 and config.k_major_a and spec.compute_capability in ((8, 6), (8, 9)):
+        return f"ptxas spills 8x16 thread tiles over a K-major A on {spec.arch}"
     if config.thread_n == 16 and min(config.vec_a, config.vec_b) < 16:
         return "8x16 thread tiles leave no registers for element-wise addresses"
     if not config.asynchronous and config.thread_m * config.thread_n > 16 and config.tile != "128x128x16/8x8":

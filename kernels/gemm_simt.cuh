@@ -206,14 +206,6 @@ __device__ void gemm_simt(const GemmParams& p) {
   const FetchB fetch_b{static_cast<const In*>(p.b), p.ldb, p.n, p.k, work.n0};
   Acc acc[Config::kThreadM][Config::kThreadN] = {};
 
-  // Whether k-tile t ends a segment, and what to do then.
-  const auto end_tile = [&](int t) {
-    if ((t + 1) % kTilesPerSegment == 0 || t + 1 == k_tiles) {
-      finish_segment<Config, TileA, TileB>(p, work, first_segment + t / kTilesPerSegment, segments, staged,
-                                           lane_m, lane_n, acc);
-    }
-  };
-
   if constexpr (Config::kAsync) {
 #pragma unroll
     for (int s = 0; s < kStages - 1; ++s) {
@@ -224,18 +216,21 @@ __device__ void gemm_simt(const GemmParams& p) {
       cp_async_commit();  // also an empty group: the wait below counts groups, not tiles
     }
     int slot = 0, next_slot = kStages - 1;
-    for (int t = 0; t < k_tiles; ++t) {
-      cp_async_wait<kStages - 2>();  // this thread's part of tile t has arrived
-      __syncthreads();  // everybody's has, and everybody is done with the slot that is refilled next
-      if (t + kStages - 1 < k_tiles) {
-        fetch_a.copy(stage_a(next_slot), k_begin + (t + kStages - 1) * kBK);
-        fetch_b.copy(stage_b(next_slot), k_begin + (t + kStages - 1) * kBK);
+    for (int t = 0, segment = first_segment; segment < last_segment; ++segment) {
+      const int segment_end = min(t + kTilesPerSegment, k_tiles);
+      for (; t < segment_end; ++t) {
+        cp_async_wait<kStages - 2>();  // this thread's part of tile t has arrived
+        __syncthreads();  // everybody's has, and everybody is done with the slot that is refilled next
+        if (t + kStages - 1 < k_tiles) {
+          fetch_a.copy(stage_a(next_slot), k_begin + (t + kStages - 1) * kBK);
+          fetch_b.copy(stage_b(next_slot), k_begin + (t + kStages - 1) * kBK);
+        }
+        cp_async_commit();
+        multiply_tile<Config, TileA, TileB>(stage_a(slot), stage_b(slot), lane_m, lane_n, acc);
+        slot = slot + 1 == kStages ? 0 : slot + 1;
+        next_slot = next_slot + 1 == kStages ? 0 : next_slot + 1;
       }
-      cp_async_commit();
-      multiply_tile<Config, TileA, TileB>(stage_a(slot), stage_b(slot), lane_m, lane_n, acc);
-      end_tile(t);
-      slot = slot + 1 == kStages ? 0 : slot + 1;
-      next_slot = next_slot + 1 == kStages ? 0 : next_slot + 1;
+      finish_segment<Config, TileA, TileB>(p, work, segment, segments, staged, lane_m, lane_n, acc);
     }
     cp_async_wait<0>();
   } else {
@@ -243,17 +238,20 @@ __device__ void gemm_simt(const GemmParams& p) {
     typename FetchB::Raw raw_b[FetchB::kPerThread];
     fetch_a.load(raw_a, k_begin);
     fetch_b.load(raw_b, k_begin);
-    for (int t = 0; t < k_tiles; ++t) {
-      const int slot = t % 2;
-      fetch_a.store(raw_a, stage_a(slot));
-      fetch_b.store(raw_b, stage_b(slot));
-      __syncthreads();  // tile t is complete; the other slot was read before this barrier
-      if (t + 1 < k_tiles) {
-        fetch_a.load(raw_a, k_begin + (t + 1) * kBK);
-        fetch_b.load(raw_b, k_begin + (t + 1) * kBK);
+    for (int t = 0, segment = first_segment; segment < last_segment; ++segment) {
+      const int segment_end = min(t + kTilesPerSegment, k_tiles);
+      for (; t < segment_end; ++t) {
+        const int slot = t % 2;
+        fetch_a.store(raw_a, stage_a(slot));
+        fetch_b.store(raw_b, stage_b(slot));
+        __syncthreads();  // tile t is complete; the other slot was read before this barrier
+        if (t + 1 < k_tiles) {
+          fetch_a.load(raw_a, k_begin + (t + 1) * kBK);
+          fetch_b.load(raw_b, k_begin + (t + 1) * kBK);
+        }
+        multiply_tile<Config, TileA, TileB>(stage_a(slot), stage_b(slot), lane_m, lane_n, acc);
       }
-      multiply_tile<Config, TileA, TileB>(stage_a(slot), stage_b(slot), lane_m, lane_n, acc);
-      end_tile(t);
+      finish_segment<Config, TileA, TileB>(p, work, segment, segments, staged, lane_m, lane_n, acc);
     }
   }
 }
