@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -26,6 +28,11 @@ Backend = Annotated[str, typer.Option(help="auto, cuda, reference or emulator.")
 
 def _print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows neither NaN nor infinity: they become text."""
+    return {key: str(v) if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
 
 
 @app.callback(invoke_without_command=True)
@@ -46,7 +53,7 @@ def info(as_json: Json = False) -> None:
         return
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
-        table.add_row(name, "\n".join(value) if isinstance(value, list) else str(value or "-"))
+        table.add_row(name, escape("\n".join(value) if isinstance(value, list) else str(value or "-")))
     console.print(table)
 
 
@@ -81,7 +88,7 @@ def check(backend: Backend = "auto", as_json: Json = False) -> None:
     rows = list(run(chosen))
     failed = [row for row in rows if not row.passed]
     if as_json:
-        _print_json({"backend": chosen, "rows": [asdict(row) for row in rows], "failed": len(failed)})
+        _print_json({"backend": chosen, "rows": [_finite(asdict(row)) for row in rows], "failed": len(failed)})
     else:
         table = Table(title=f"backend {chosen}: largest error / a-priori bound (at most 1 is right)")
         for column in ("op", "dtype", "layout", "checks", "worst"):
@@ -153,8 +160,8 @@ def main() -> None:
     try:
         app()
     except (ArgumentError, DTypeError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
         raise SystemExit(2) from None
     except GpuLinearError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
         raise SystemExit(3) from None

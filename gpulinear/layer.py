@@ -10,7 +10,7 @@ import numpy as np
 from .errors import ArgumentError, ShapeError
 from .linear import ACTIVATIONS, linear, linear_backward
 from .problem import PRECISIONS
-from .views import dtype_name, numpy_dtype
+from .views import describe, dtype_name, numpy_dtype
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ class Linear:
         """x (*, in_features) to y (*, out_features), and what ``backward`` needs."""
         if self.activation is None:
             return self(x), Context(x, None)
-        preact = self._xp.empty((*x.shape[:-1], self.out_features), numpy_dtype(self.dtype))
+        shape = describe("x", x).shape
+        preact = self._xp.empty((*shape[:-1], self.out_features), numpy_dtype(self.dtype))
         y = linear(x, self.weight, self.bias, activation=self.activation, precision=self.precision, preact_out=preact)
         return y, Context(x, preact)
 

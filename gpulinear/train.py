@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import gemm
-from .errors import BackendError
+from .errors import ArgumentError, BackendError
 from .explain import explain
 from .layer import Linear
 from .views import dtype_name, numpy_dtype
@@ -65,9 +65,12 @@ def gpu_usable() -> bool:
 
 
 def choose_backend(name: str) -> str:
-    """Resolve "auto" to cuda or reference; BackendError where the named backend cannot run here."""
+    """Resolve "auto" to cuda or reference.
+
+    ArgumentError for an unknown name; BackendError where the named backend cannot run here.
+    """
     if name not in BACKENDS:
-        raise BackendError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+        raise ArgumentError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
     if name == "auto":
         return "cuda" if gpu_usable() else "reference"
     if name == "emulator":

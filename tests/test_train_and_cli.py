@@ -54,6 +54,8 @@ def test_json_and_exit_codes() -> None:
     emulator = run("train", "--backend", "emulator")
     assert emulator.returncode == 3 and "emulator" in emulator.stderr
     assert run("train", "--dtype", "int8").returncode == 2
+    assert run("train", "--backend", "gpu").returncode == 2
+    assert run("--version").stdout == f"gpulinear {gl.__version__}\n"
     assert run("explain", "conv", "4", "4", "4").returncode == 2
     assert json.loads(run("info", "--json").stdout)["gpulinear"] == gl.__version__
     assert "gemm_simt" in run("explain", "wgrad", "4096", "64", "64", "--arch", "sm_80").stdout
@@ -78,7 +80,20 @@ def test_layer_forward_backward_and_accumulation() -> None:
     layer.backward(dy, ctx, accumulate=True)
     assert dx.shape == x.shape and (layer.dw == 2 * once).all()
     assert gl.Linear(5, 3, seed=0).weight.tobytes() == gl.Linear(5, 3, seed=0).weight.tobytes()
+    with pytest.raises(gl.DTypeError, match=r"numpy\.asarray"):
+        layer.forward([[1.0] * 5])
     with pytest.raises(gl.ArgumentError, match="relu"):
         gl.Linear(5, 3, activation="swish")
     with pytest.raises(gl.ArgumentError, match="precision"):
         gl.Linear(5, 3, dtype="float16", precision="tf32")
+
+
+def test_messages_keep_their_brackets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def missing(_: object) -> None:
+        raise gl.BackendError("pip install 'gpulinear[train]'")
+
+    monkeypatch.setattr(job, "choose_backend", missing)
+    monkeypatch.setattr(sys, "argv", ["gpulinear", "train"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 3 and "gpulinear[train]" in capsys.readouterr().err
