@@ -11,9 +11,9 @@ import numpy as np
 
 import gpulinear as gl
 from gpulinear import gemm
+from gpulinear.calls import BUILDERS
 from gpulinear.device import DeviceSpec
 from gpulinear.launch import buffer_order, make_template
-from gpulinear.linear import BUILDERS
 
 
 class Pointer:

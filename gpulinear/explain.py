@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from . import gemm
+from .calls import BUILDERS
 from .device import DeviceSpec
 from .errors import ArgumentError
-from .linear import BUILDERS
 from .plan import Plan
 from .views import HOST
 

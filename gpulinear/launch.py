@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,8 +35,6 @@ class ParamTemplate:
 
 def make_template(step: Step, buffers: Sequence[str]) -> ParamTemplate:
     """Pack everything of a step but its pointers. ``buffers`` names the pointers that ``fill`` will be given."""
-    import struct
-
     block = PARAM_BLOCKS[step.family]
     count = block.pointer_count
     slots: list[tuple[int, int] | None] = []

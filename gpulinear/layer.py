@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from .calls import ACTIVATIONS
 from .errors import ArgumentError, ShapeError
-from .linear import ACTIVATIONS, linear, linear_backward
+from .linear import linear, linear_backward
 from .problem import PRECISIONS
 from .views import describe, dtype_name, numpy_dtype
 

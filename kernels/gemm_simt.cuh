@@ -1,19 +1,17 @@
-// GEMM on CUDA cores: D = act(A B + bias) in float32 or float64 FMAs, for all three layouts of a linear
-// layer.
+// GEMM on CUDA cores: D = act(A B + bias) in float32 or float64 FMAs, for all three layouts of a linear layer.
 //
-// Tiles      A block computes kBlockM x kBlockN outputs, a thread kThreadM x kThreadN of them, a warp 4 x 8
-// threads.
-//            Which rows and columns a thread owns follows from the operands' majors: Tile::row in
-//            common/layout.cuh.
+// Tiles      A block computes kBlockM x kBlockN outputs, a thread kThreadM x kThreadN of them, a warp
+//            4 x 8 threads. Which rows and columns a thread owns follows from the operands' majors:
+//            Tile::row in common/layout.cuh.
 // Pipeline   kStages k-tiles of A and B in shared memory. kAsync: a cp.async ring, one barrier per k-tile.
-// Otherwise the
-//            next tile waits in registers, where 16-bit inputs are converted (and where sm_75 has to).
+//            Otherwise the next tile waits in registers, where 16-bit inputs are converted (and where sm_75
+//            has to).
 // Reduction  K is cut into segments of kSegment. Inside one an output is a single FMA chain, k ascending,
-// from +0. Segment
-//            sums are added ascending: by this block through p.total (splits == 1), or by ordered_reduce from
-//            slabs. Nothing here depends on the tile, so every variant gives the same bits.
-// Smem       sizeof(Acc) * (kStages * (kBlockM + kBlockN) * kBlockK + (kBlockM / kThreadM) * (kBlockN + 8))
-// bytes. Registers  kThreadM * kThreadN accumulators, kThreadN * 16 bytes of B, one row of A, and addresses.
+//            from +0. Segment sums are added ascending: by this block through p.total (splits == 1), or by
+//            ordered_reduce from slabs. Nothing here depends on the tile: every variant gives the same bits.
+// Smem       sizeof(Acc) * (kStages * (kBlockM + kBlockN) * kBlockK
+//                           + (kBlockM / kThreadM) * (kBlockN + 8)) bytes.
+// Registers  kThreadM * kThreadN accumulators, kThreadN * 16 bytes of B, one row of A, and addresses.
 // Needs      16-byte base and pitch of an operand where its kVec is 16; otherwise nothing.
 #pragma once
 

@@ -3,16 +3,16 @@
 // Nothing here calls a math library: every operation is an explicitly rounded add, multiply, FMA or division,
 // so that the bits depend neither on a compiler's contractions nor on a library's version.
 //
-//   exp(x), x <= 0:  n = rint(x / ln 2), r = x - n ln 2 in two FMAs, Taylor polynomial of exp(r) on |r| <=
-//   ln(2) / 2
-//                    (degree 7 and 13: truncation below 6e-9 and 5e-18), scaled by 2^n in two steps.
-//   Phi(-a), a >= 0: exp(-a^2 / 2) P(q) / (a + 4), q = (a - 4) / (a + 4). P interpolates (a + 4) erfcx(a /
-//   sqrt 2) / 2 in
-//                    Chebyshev nodes of q in [-1, 1] (50-digit arithmetic; relative error below 2e-9 and
-//                    2e-17).
-//   gelu(z) = z Phi(z);  gelu_tanh(z) = z sigmoid(2 u(z));  silu(z) = z sigmoid(z).
+//   exp(x), x <= 0    n = rint(x / ln 2), r = x - n ln 2 in two FMAs, Taylor polynomial of exp(r) on
+//                     |r| <= ln(2) / 2 (degree 7 and 13: truncation below 6e-9 and 5e-18), scaled by 2^n in
+//                     two steps.
+//   Phi(-a), a >= 0   exp(-a^2 / 2) P(q) / (a + 4), q = (a - 4) / (a + 4). P interpolates
+//                     (a + 4) erfcx(a / sqrt 2) / 2 in Chebyshev nodes of q in [-1, 1] (50-digit arithmetic;
+//                     relative error below 2e-9 and 2e-17).
+//   gelu(z) = z Phi(z);  gelu_tanh(z) = z sigmoid(w(z));  silu(z) = z sigmoid(z).
 //
-// The tails keep their relative accuracy: nothing is computed as 1 - (something near 1).
+// Nothing negative is computed as 1 - (something near 1), so gelu and silu keep their relative accuracy in the
+// tails. gelu_tanh's tail loses as many ulps as |w| is large: its rounded argument is multiplied by exp's slope.
 #pragma once
 
 #include "common/params.cuh"
