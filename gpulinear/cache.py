@@ -2,7 +2,7 @@
 
 An entry is a directory ``<key[:2]>/<key>`` with kernel.cu, kernel.ptx, kernel.cubin, build.log and meta.json, which
 holds the sha256 of each. Writers fill a temporary directory and rename it: readers see a whole entry or none. A
-truncated, foreign or altered entry is a miss.
+truncated, foreign, altered or unusable entry is a miss. What killed writers leave behind is removed after an hour.
 """
 
 from __future__ import annotations
@@ -15,35 +15,42 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 SCHEMA = 1
 FILES = ("kernel.cu", "kernel.ptx", "kernel.cubin", "build.log")
 _MAX_BYTES = 64 << 20
 _KEY = re.compile(r"[0-9a-f]{64}")
+_LEFTOVER_SECONDS = 3600  # a write takes far less
+
+Files = Mapping[str, bytes]
+Usable = Callable[[Files], bool]
+
+_warned: set[Path] = set()
+_swept: set[Path] = set()
 
 
-def cache_dir() -> Path:
-    """GPULINEAR_CACHE, or gpulinear/ in the user's cache directory."""
+def cache_dir() -> Path | None:
+    """GPULINEAR_CACHE, or gpulinear/ in the user's cache directory; None for a user without a home directory."""
     chosen = os.environ.get("GPULINEAR_CACHE")
     if chosen:
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "gpulinear"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "gpulinear"
+    except RuntimeError:
+        return None
 
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _trusted(root: Path) -> bool:
+def _trusted(status: os.stat_result) -> bool:
     """Whether the directory is ours alone: nobody else may put a kernel in it."""
-    try:
-        status = root.stat()
-    except OSError:
-        return False
     if not stat.S_ISDIR(status.st_mode):
         return False
     if hasattr(os, "getuid") and status.st_uid != os.getuid():
@@ -52,21 +59,27 @@ def _trusted(root: Path) -> bool:
 
 
 def open_root() -> Path | None:
-    """The cache directory, made with mode 0700; None (with one warning) where it cannot be trusted or made."""
+    """The cache directory, made with mode 0700; None where it cannot be trusted (one warning each) or made."""
     root = cache_dir()
+    if root is None:
+        return None
     with contextlib.suppress(OSError):
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not root.exists():
+    try:
+        status = root.stat()
+    except OSError:
         return None  # a read-only home: work from memory
-    if not _trusted(root):
+    if _trusted(status):
+        return root
+    if root not in _warned:
+        _warned.add(root)
         warnings.warn(
             f"the kernel cache {root} is not used: it must be a directory that you own and nobody else can write; set "
             f"GPULINEAR_CACHE to another place or run chmod 700 on it",
             RuntimeWarning,
             stacklevel=2,
         )
-        return None
-    return root
+    return None
 
 
 def _entry(root: Path, key: str) -> Path:
@@ -92,9 +105,11 @@ def parse_meta(text: bytes, key: str) -> dict[str, str] | None:
         meta = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(meta, dict) or meta.get("schema") != SCHEMA or meta.get("key") != key:
+    if not isinstance(meta, dict) or set(meta) != {"schema", "key", "sha256"}:
         return None
-    digests = meta.get("sha256")
+    if type(meta["schema"]) is not int or meta["schema"] != SCHEMA or meta["key"] != key:  # true == 1 in Python
+        return None
+    digests = meta["sha256"]
     if not isinstance(digests, dict) or set(digests) != set(FILES):
         return None
     for digest in digests.values():
@@ -103,8 +118,8 @@ def parse_meta(text: bytes, key: str) -> dict[str, str] | None:
     return digests
 
 
-def load(key: str) -> tuple[dict[str, bytes], Path] | None:
-    """The files of an entry and its directory, or None for a miss."""
+def load(key: str, usable: Usable = lambda _: True) -> tuple[Files, Path] | None:
+    """The files of an entry and its directory, or None for a miss: absent, broken, or not ``usable``."""
     root = open_root()
     if root is None:
         return None
@@ -118,7 +133,7 @@ def load(key: str) -> tuple[dict[str, bytes], Path] | None:
         files = {name: _read_file(entry / name) for name in FILES}
     except OSError:
         return None
-    if any(_digest(files[name]) != digest for name, digest in digests.items()):
+    if any(_digest(files[name]) != digest for name, digest in digests.items()) or not usable(files):
         return None
     return files, entry
 
@@ -130,14 +145,28 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def store(key: str, files: Mapping[str, bytes]) -> Path | None:
-    """Write an entry and return its directory; None where the directory cannot be written (a full or read-only disk).
+def _sweep(root: Path) -> None:
+    """Remove what killed writers left, once per process."""
+    if root in _swept:
+        return
+    _swept.add(root)
+    for pattern in ("??/.new-*", "??/.old-*"):
+        for path in root.glob(pattern):
+            with contextlib.suppress(OSError):
+                if time.time() - path.lstat().st_mtime > _LEFTOVER_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
 
-    Whoever renames first wins; a broken entry in the way is moved aside and removed.
+
+def store(key: str, files: Files, usable: Usable = lambda _: True) -> tuple[Files, Path] | None:
+    """Write an entry and load it; None where the directory cannot be written (a full or read-only disk).
+
+    Whoever renames first wins, so the files that are returned may be another writer's. A broken entry in the way, or
+    one that is not ``usable``, is moved aside and removed.
     """
     root = open_root()
     if root is None:
         return None
+    _sweep(root)
     entry = _entry(root, key)
     temporary: Path | None = None
     try:
@@ -150,14 +179,14 @@ def store(key: str, files: Mapping[str, bytes]) -> Path | None:
         try:
             os.rename(temporary, entry)
         except OSError:
-            if load(key) is None:  # broken: replace it
+            if load(key, usable) is None:  # broken: replace it
                 aside = Path(tempfile.mkdtemp(prefix=".old-", dir=entry.parent))
                 with contextlib.suppress(OSError):
                     os.rename(entry, aside / "entry")
                 with contextlib.suppress(OSError):
                     os.rename(temporary, entry)
                 shutil.rmtree(aside, ignore_errors=True)
-        return entry if load(key) is not None else None
+        return load(key, usable)
     except OSError:
         return None
     finally:

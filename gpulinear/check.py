@@ -16,6 +16,7 @@ from .views import numpy_dtype
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 SHAPES = ((1, 7, 5), (33, 31, 65), (130, 129, 127))  # (tokens, out, in): around the edges of the tiles
+EMULATED_SHAPES = ((1, 7, 5), (33, 31, 17))  # the emulator is slow; these reach the same edges
 LAYOUTS = ("contiguous", "transposed", "column-sliced")
 
 
@@ -51,16 +52,53 @@ def _ratio(got: Any, exact: np.ndarray[Any, Any], bound: np.ndarray[Any, Any]) -
     return testing.error_ratio(host, exact, bound)
 
 
-def run(backend: str) -> Iterator[Row]:
-    """All checks on "reference", "emulator" or "cuda", one row at a time."""
+@dataclass
+class Traffic:
+    """The worst launch of a kernel, as a multiple of what its requests cost at best; None without such requests.
+
+    ``banks``: wavefronts of shared memory (1: no bank conflict). ``sectors``: 32-byte sectors of global memory.
+    """
+
+    banks: float | None = None
+    sectors: float | None = None
+
+
+def _add_last(traffic: dict[str, Traffic]) -> None:
+    """Take in the counters of the emulator's last call."""
+    from .backends import emulator
+
+    for kernel, result in emulator.last_results():
+        known = traffic.setdefault(kernel, Traffic())
+        for name, total in (("banks", result.counters.total("shared")), ("sectors", result.counters.total("global"))):
+            if total.requests:
+                setattr(known, name, max(total.ratio, getattr(known, name) or 0.0))
+
+
+def total(backend: str) -> int:
+    """How many rows ``run`` gives."""
+    return len(DTYPES) * len(_shapes(backend)) * len(LAYOUTS) * 4
+
+
+def _shapes(backend: str) -> tuple[tuple[int, int, int], ...]:
+    return EMULATED_SHAPES if backend == "emulator" else SHAPES
+
+
+def run(backend: str, arch: str | None = None, traffic: dict[str, Traffic] | None = None) -> Iterator[Row]:
+    """All checks on "reference", "emulator" or "cuda", one row at a time.
+
+    ``arch`` chooses whose kernels the emulator runs; ``traffic`` receives what it counted, by kernel.
+    """
     xp: Any = np
     if backend == "cuda":
         import cupy as xp  # type: ignore[no-redef]
-    with nullcontext() if backend == "cuda" else gemm.host_backend(backend):
+    with nullcontext() if backend == "cuda" else gemm.host_backend(backend, arch or gemm.DEFAULT_ARCH):
         for dtype in DTYPES:
-            for seed, shape in enumerate(SHAPES):
+            for seed, shape in enumerate(_shapes(backend)):
                 for layout in LAYOUTS:
-                    yield from _check_shape(dtype, shape, layout, seed, xp)
+                    for row in _check_shape(dtype, shape, layout, seed, xp):
+                        if backend == "emulator" and traffic is not None:
+                            _add_last(traffic)
+                        yield row
 
 
 def _check_shape(dtype: str, shape: tuple[int, int, int], layout: str, seed: int, xp: Any) -> Iterator[Row]:
@@ -72,12 +110,13 @@ def _check_shape(dtype: str, shape: tuple[int, int, int], layout: str, seed: int
     wide_x, wide_w, wide_dy = (a.astype(np.float64) for a in (x, weight, dy))
     fma = testing.fma(dtype, SEGMENT["gemm_simt"])
     on = {key: _laid_out(a, layout, xp) for key, a in (("x", x), ("weight", weight), ("dy", dy))}
-    for op, got, a, b, exact in (
-        ("linear", linear(on["x"], on["weight"]), x, weight.T, wide_x @ wide_w.T),
-        ("dgrad", dgrad(on["dy"], on["weight"]), dy, weight, wide_dy @ wide_w),
-        ("wgrad", wgrad(on["dy"], on["x"]), dy.T, x, wide_dy.T @ wide_x),
+    for op, function, operands, a, b, exact in (
+        ("linear", linear, ("x", "weight"), x, weight.T, wide_x @ wide_w.T),
+        ("dgrad", dgrad, ("dy", "weight"), dy, weight, wide_dy @ wide_w),
+        ("wgrad", wgrad, ("dy", "x"), dy.T, x, wide_dy.T @ wide_x),
     ):
         bound = testing.gemm_bound(a, b, fma, out_dtype=name)
+        got = function(*(on[operand] for operand in operands))
         yield Row(op, dtype, layout, shape, _ratio(got, exact, bound))
     sums = testing.fma(dtype, SEGMENT["column_sum"])
     bound = testing.column_sum_bound(dy, sums, out_dtype=name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from . import __version__
@@ -24,6 +25,7 @@ console = Console()
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Backend = Annotated[str, typer.Option(help="auto, cuda, reference or emulator.")]
+Arch = Annotated[str | None, typer.Option(help="Whose kernels the emulator runs, such as sm_80 (default: sm_90a).")]
 
 
 def _print_json(value: object) -> None:
@@ -59,7 +61,7 @@ def info(as_json: Json = False) -> None:
 
 @app.command()
 def explain(
-    op: Annotated[str, typer.Argument(help="linear, dgrad, wgrad or bgrad")],
+    op: Annotated[str, typer.Argument(help="linear, dgrad, wgrad, bgrad or linear_backward")],
     tokens: int,
     out_features: int,
     in_features: int,
@@ -72,23 +74,34 @@ def explain(
     x = ShapeDtype((tokens, in_features), dtype)
     weight = ShapeDtype((out_features, in_features), dtype)
     dy = ShapeDtype((tokens, out_features), dtype)
-    operands = {"linear": (x, weight), "dgrad": (dy, weight), "wgrad": (dy, x), "bgrad": (dy,)}
+    operands = {
+        "linear": (x, weight),
+        "dgrad": (dy, weight),
+        "wgrad": (dy, x),
+        "bgrad": (dy,),
+        "linear_backward": (dy, x, weight),
+    }
     if op not in operands:
         raise ArgumentError(f"op must be one of {', '.join(operands)}, got {op!r}")
     sys.stdout.write(f"{plan_of(op, *operands[op], arch=arch)}\n")
 
 
 @app.command()
-def check(backend: Backend = "auto", as_json: Json = False) -> None:
+def check(backend: Backend = "auto", arch: Arch = None, as_json: Json = False) -> None:
     """Every op, layout and dtype against a float64 product; errors in units of the a-priori bound."""
-    from .check import run
+    from .check import Traffic, run, total
     from .train import choose_backend
 
-    chosen = choose_backend(backend)
-    rows = list(run(chosen))
+    chosen = choose_backend(backend, arch)
+    traffic: dict[str, Traffic] = {}
+    columns = (TextColumn("checks"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=as_json) as progress:
+        rows = list(progress.track(run(chosen, arch, traffic), total=total(chosen)))
     failed = [row for row in rows if not row.passed]
     if as_json:
-        _print_json({"backend": chosen, "rows": [_finite(asdict(row)) for row in rows], "failed": len(failed)})
+        counted = {kernel: asdict(worst) for kernel, worst in traffic.items()}
+        shown = [_finite(asdict(row)) for row in rows]
+        _print_json({"backend": chosen, "rows": shown, "failed": len(failed), "traffic": counted})
     else:
         table = Table(title=f"backend {chosen}: largest error / a-priori bound (at most 1 is right)")
         for column in ("op", "dtype", "layout", "checks", "worst"):
@@ -100,8 +113,21 @@ def check(backend: Backend = "auto", as_json: Json = False) -> None:
             table.add_row(*group, str(len(ratios)), f"{worst:.3f}" if worst <= 1 else f"[red]{worst:.3f}")
         console.print(table)
         console.print(f"{len(rows) - len(failed)} right, {len(failed)} wrong")
+        if traffic:
+            console.print(_traffic_table(traffic))
     if failed:
         raise typer.Exit(1)
+
+
+def _traffic_table(traffic: Mapping[str, Any]) -> Table:
+    """Counted, not timed: how far the worst launch of each kernel is from requests that cost the least."""
+    table = Table(title="memory requests in the emulator, worst launch / ideal (1 is best)")
+    table.add_column("kernel")
+    for column in ("shared memory: bank conflicts", "global memory: sectors"):
+        table.add_column(column, justify="right")
+    for kernel, worst in sorted(traffic.items()):
+        table.add_row(kernel, *("-" if ratio is None else f"{ratio:.2f}" for ratio in (worst.banks, worst.sectors)))
+    return table
 
 
 @app.command()
@@ -113,6 +139,7 @@ def train(
     dtype: str = "float32",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     backend: Backend = "auto",
+    arch: Arch = None,
     save: Annotated[Path | None, typer.Option(help="Write the weights here (.npz).")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw curves and predictions here (.png).")] = None,
     as_json: Json = False,
@@ -120,10 +147,13 @@ def train(
     """Train a digit classifier of gpulinear layers on scikit-learn's handwritten digits."""
     from . import train as job
 
-    settings = job.Settings(epochs, steps, hidden, batch, dtype, seed, backend=backend)
-    chosen = job.choose_backend(backend)
+    settings = job.Settings(epochs, steps, hidden, batch, dtype, seed, backend=backend, arch=arch)
+    chosen = job.choose_backend(backend, arch)
+    job.check_outputs(save, plot)
     if chosen == "reference" and not as_json:
         console.print("No kernel runs here: the NumPy reference computes (no usable GPU, or --backend reference).")
+    if chosen == "emulator" and not as_json:
+        console.print("The PTX emulator runs the shipped kernels: slow, and its times say nothing of a GPU.")
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=as_json) as progress:
         task = progress.add_task("training", total=None)
@@ -152,7 +182,14 @@ def train(
     console.print(table)
     console.print(f"test accuracy {100 * result.test_accuracy:.2f} % on {len(result.test_labels)} images")
     console.print(f"{result.images_per_second:.0f} images per second in training")
-    console.print(f"backend {result.backend}; kernels: {', '.join(result.kernels) or 'none (NumPy reference)'}")
+    ran = Table(title=f"kernels that ran on backend {result.backend}")
+    ran.add_column("kernel")
+    ran.add_column("launches", justify="right")
+    for kernel, launches in sorted(result.kernels.items()):
+        ran.add_row(kernel, str(launches))
+    if not result.kernels:
+        ran.add_row("none", "0")
+    console.print(ran)
 
 
 def main() -> None:

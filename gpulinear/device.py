@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from .errors import BackendError
+
+_INSTALL = "pip install 'gpulinear[cuda13]' (cuda12 for a driver older than 580)"
 
 
 @dataclass(frozen=True)
 class DeviceSpec:
-    """Limits and rates of one GPU. Sizes in bytes, clock in GHz, memory bandwidth in GB/s."""
+    """Limits and rates of one GPU. Sizes in bytes, clock in GHz, memory bandwidth in GB/s.
+
+    The rates only rank candidates. Where a driver reports none, ``name`` says whose rates stand in.
+    """
 
     name: str
     arch: str
@@ -92,33 +99,79 @@ def arch_of(major: int, minor: int, supported: tuple[int, ...]) -> str:
     return "sm_90a" if arch == 90 and (major, minor) == (9, 0) else f"sm_{arch}"
 
 
+def why_no_gpu() -> str | None:
+    """Why kernels cannot be launched here, as a sentence; None when CuPy sees a GPU and its driver works. Never raises."""
+    try:
+        import cupy
+
+        count = cupy.cuda.runtime.getDeviceCount()
+    except ModuleNotFoundError as error:
+        if error.name == "cupy":
+            return f"CuPy is not installed; {_INSTALL}"
+        return f"CuPy fails to import ({error}); {_INSTALL}"
+    except Exception as error:  # a broken install or driver fails in any way
+        return f"no usable CuPy, GPU or driver ({type(error).__name__}: {error})"
+    return None if count else "the driver reports no GPU"
+
+
+def _reported(values: Mapping[str, Any], name: str, device: int) -> int:
+    """A limit that planning rests on."""
+    value = int(values.get(name, 0))
+    if value <= 0:
+        raise BackendError(
+            f"GPU {device} must report {name} as a positive number, got {values.get(name)}; update the driver and CuPy"
+        )
+    return value
+
+
+def _nearest_preset(capability: tuple[int, int]) -> DeviceSpec:
+    """The newest preset that is not newer than ``capability``."""
+    return max(
+        (spec for spec in _PRESETS.values() if spec.compute_capability <= capability),
+        key=lambda spec: spec.compute_capability,
+    )
+
+
 @lru_cache(maxsize=64)
 def live_spec(device: int) -> DeviceSpec:
-    """The spec of GPU ``device`` as its driver reports it; needs CuPy and a driver."""
+    """The spec of GPU ``device`` as its driver reports it; needs CuPy and a driver.
+
+    Rates come from the attributes (CUDA 13 dropped the clocks from the properties). Where one is missing or 0, as some
+    integrated GPUs have it, the rates are those of the nearest preset, and the name says so.
+
+    Raises:
+        BackendError: the driver does not report a limit, or NVRTC cannot compile for the GPU.
+    """
     import cupy
 
     from .compile import supported_archs
 
-    runtime = cupy.cuda.runtime
-    props = runtime.getDeviceProperties(device)
-    capability = (int(props["major"]), int(props["minor"]))
-    name = props["name"]
-    # CUDA 13 dropped the clocks from the properties; the attributes remain (kHz, and bits of the bus).
+    props = cupy.cuda.runtime.getDeviceProperties(device)
     attributes = cupy.cuda.Device(device).attributes
-    clock_khz = attributes.get("ClockRate", 0) or 1_500_000
-    memory_khz = attributes.get("MemoryClockRate", 0) or 1_000_000
-    bus_bits = attributes.get("GlobalMemoryBusWidth", 0) or 256
+    capability = (int(props["major"]), int(props["minor"]))
+    arch = arch_of(*capability, supported_archs())
+    name = props["name"].decode() if isinstance(props["name"], bytes) else str(props["name"])
+    # kHz, kHz and bits
+    clock, memory_clock, bus = (
+        int(attributes.get(key, 0)) for key in ("ClockRate", "MemoryClockRate", "GlobalMemoryBusWidth")
+    )
+    if min(clock, memory_clock, bus) > 0:
+        rates = (clock / 1e6, 2 * memory_clock * 1e3 * bus / 8 / 1e9)
+    else:
+        stand_in = _nearest_preset(capability)
+        rates = (stand_in.clock_ghz, stand_in.dram_gbps)
+        name += f" (its driver reports no rates; those of {stand_in.name} stand in)"
     return DeviceSpec(
-        name=name.decode() if isinstance(name, bytes) else str(name),
-        arch=arch_of(*capability, supported_archs()),
+        name=name,
+        arch=arch,
         compute_capability=capability,
-        sm_count=int(props["multiProcessorCount"]),
-        smem_per_block_optin=int(attributes.get("MaxSharedMemoryPerBlockOptin", 48 * _KB)),
-        smem_per_sm=int(attributes.get("MaxSharedMemoryPerMultiprocessor", 64 * _KB)),
-        regs_per_sm=int(attributes.get("MaxRegistersPerMultiprocessor", 65536)),
-        regs_per_block=int(props["regsPerBlock"]),
-        max_threads_per_sm=int(attributes.get("MaxThreadsPerMultiProcessor", 1024)),
-        l2_bytes=int(props["l2CacheSize"]),
-        clock_ghz=clock_khz / 1e6,
-        dram_gbps=2 * memory_khz * 1e3 * bus_bits / 8 / 1e9,
+        sm_count=_reported(props, "multiProcessorCount", device),
+        smem_per_block_optin=_reported(attributes, "MaxSharedMemoryPerBlockOptin", device),
+        smem_per_sm=_reported(attributes, "MaxSharedMemoryPerMultiprocessor", device),
+        regs_per_sm=_reported(attributes, "MaxRegistersPerMultiprocessor", device),
+        regs_per_block=_reported(props, "regsPerBlock", device),
+        max_threads_per_sm=_reported(attributes, "MaxThreadsPerMultiProcessor", device),
+        l2_bytes=_reported(props, "l2CacheSize", device),
+        clock_ghz=rates[0],
+        dram_gbps=rates[1],
     )

@@ -232,7 +232,6 @@ def _run_on_host(call: Call) -> None:
 
         reference.run(call.problems, call.arrays)
         return
-    raise BackendError(
-        "the emulator backend is not part of this version: it comes with the PTX emulator; use "
-        'gpulinear.host_backend("reference"), the default'
-    )
+    from .backends import emulator
+
+    emulator.execute(plan_call(call, DeviceSpec.preset(backend.arch)), call.problems, call.arrays)

@@ -8,10 +8,9 @@ from typing import Any
 
 from . import __version__
 from .cache import cache_dir
+from .device import why_no_gpu
 from .errors import GpuLinearError
 from .gemm import current_host_backend
-
-_INSTALL = "pip install 'gpulinear[cuda13]' (cuda12 for a driver older than 580)"
 
 
 def _version(*packages: str) -> str | None:
@@ -36,12 +35,13 @@ def _nvrtc() -> tuple[str | None, str | None]:
 
 def _devices() -> tuple[list[str], str | None, str | None]:
     """(devices, driver's CUDA version, why there is none). Never raises: a broken driver is an answer too."""
+    why = why_no_gpu()
+    if why is not None:
+        return [], None, why
     try:
         import cupy
-    except ImportError:
-        return [], None, f"CuPy is not installed; {_INSTALL}"
-    runtime = cupy.cuda.runtime
-    try:
+
+        runtime = cupy.cuda.runtime
         driver = runtime.driverGetVersion()
         count = runtime.getDeviceCount()
         devices = []
@@ -52,8 +52,15 @@ def _devices() -> tuple[list[str], str | None, str | None]:
                 f"{props['multiProcessorCount']} SMs, {props['totalGlobalMem'] >> 30} GiB"
             )
         return devices, f"{driver // 1000}.{driver % 1000 // 10}", None
-    except runtime.CUDARuntimeError as error:
-        return [], None, f"no usable GPU or driver ({error})"
+    except Exception as error:
+        return [], None, f"no usable GPU or driver ({type(error).__name__}: {error})"
+
+
+def _host_backend() -> str:
+    try:
+        return current_host_backend().name
+    except GpuLinearError as error:
+        return str(error)
 
 
 def collect() -> dict[str, Any]:
@@ -69,8 +76,8 @@ def collect() -> dict[str, Any]:
         "nvrtc": nvrtc,
         "driver CUDA": driver,
         "devices": devices,
-        "kernel cache": str(cache_dir()),
-        "host backend": current_host_backend().name,
+        "kernel cache": str(cache_dir() or "none: no home directory; set GPULINEAR_CACHE"),
+        "host backend": _host_backend(),
         "kernels on a GPU": no_device or no_nvrtc or "usable",
         "kernels compiled": no_nvrtc or "usable",
         "kernels proven on hardware": "none yet; docs/gpu-todo.md lists what to run first",

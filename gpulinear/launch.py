@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +55,32 @@ def compile_step(step: Step, arch: str) -> Artifact:
 def compile_plan(plan: Plan) -> list[Artifact]:
     """The compiled kernels of all steps, in order."""
     return [compile_step(step, plan.arch) for step in plan.steps]
+
+
+# Who wants to know what is launched. Backends look here after each call, which costs nothing while it is empty.
+recorders: list[Counter[str]] = []
+
+
+def kernel_names(plan: Plan) -> tuple[str, ...]:
+    """What a recorder calls the launches of a plan: family and tile, such as ``gemm_simt 64x64x16/4x4``."""
+    return tuple(f"{step.family} {getattr(step.config, 'tile', '')}".rstrip() for step in plan.steps)
+
+
+def record(names: Sequence[str]) -> None:
+    """Called by a backend that has launched kernels, when there are ``recorders``."""
+    for counter in tuple(recorders):
+        counter.update(names)
+
+
+@contextmanager
+def launches() -> Iterator[Counter[str]]:
+    """Count, by name, the kernels that any thread launches inside the block."""
+    counter: Counter[str] = Counter()
+    recorders.append(counter)
+    try:
+        yield counter
+    finally:
+        recorders[:] = [other for other in recorders if other is not counter]  # equal counters are not the same
 
 
 def buffer_order(names: Sequence[str]) -> tuple[str, ...]:

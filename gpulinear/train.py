@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from . import gemm
+from .device import DeviceSpec, why_no_gpu
 from .errors import ArgumentError, BackendError
-from .explain import explain
+from .launch import launches
 from .layer import Linear
 from .views import dtype_name, numpy_dtype
 
 BACKENDS = ("auto", "cuda", "reference", "emulator")
+_INSTALL = "pip install 'gpulinear[train]'"
 TEST_SHARE = 5  # every fifth image is kept for the test
 
 
@@ -34,14 +36,19 @@ class Settings:
     learning_rate: float = 0.1
     momentum: float = 0.9
     backend: str = "auto"
+    arch: str | None = None  # whose kernels the emulator runs
 
 
 @dataclass
 class Result:
-    """What a run found. ``epochs`` holds (mean loss, train accuracy, test accuracy) of each epoch."""
+    """What a run found.
+
+    ``kernels`` counts the launches by kernel, none on the reference; ``epochs`` holds (mean loss, train accuracy, test
+    accuracy) of each epoch.
+    """
 
     backend: str
-    kernels: list[str]
+    kernels: dict[str, int] = field(default_factory=dict)
     epochs: list[tuple[float, float, float]] = field(default_factory=list)
     images_per_second: float = 0.0
     weights: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
@@ -57,30 +64,28 @@ class Result:
 
 def gpu_usable() -> bool:
     """Whether CuPy is installed and sees a device with a working driver."""
-    try:
-        import cupy
-    except ImportError:
-        return False
-    return bool(cupy.cuda.is_available())
+    return why_no_gpu() is None
 
 
-def choose_backend(name: str) -> str:
+def choose_backend(name: str, arch: str | None = None) -> str:
     """Resolve "auto" to cuda or reference.
 
-    ArgumentError for an unknown name; BackendError where the named backend cannot run here.
+    ArgumentError for an unknown name, or an arch with another backend than the emulator; BackendError where the named
+    backend cannot run here.
     """
     if name not in BACKENDS:
         raise ArgumentError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    if arch is not None:
+        if name != "emulator":
+            raise ArgumentError(f"arch chooses what the emulator stands for; backend {name} takes none, got {arch!r}")
+        DeviceSpec.preset(arch)  # raises BackendError for an unknown arch
+    if name in ("reference", "emulator"):
+        return name
+    why = why_no_gpu()
     if name == "auto":
-        return "cuda" if gpu_usable() else "reference"
-    if name == "emulator":
-        raise BackendError(
-            "backend emulator is not part of this version: it comes with the PTX emulator; use reference"
-        )
-    if name == "cuda" and not gpu_usable():
-        raise BackendError(
-            "backend cuda needs CuPy and a GPU with a working driver; see gpulinear info, or use reference"
-        )
+        return "reference" if why else "cuda"
+    if why:
+        raise BackendError(f"backend cuda needs CuPy and a GPU with a working driver, but {why}; or use reference")
     return name
 
 
@@ -89,7 +94,9 @@ def load_digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     try:
         from sklearn.datasets import load_digits as load
     except ImportError as error:
-        raise BackendError("training reads scikit-learn's digits; pip install 'gpulinear[train]'") from error
+        raise BackendError(
+            f"training reads scikit-learn's digits, which fail to import ({error}); {_INSTALL}"
+        ) from error
     data = load()
     return data.data / 16.0, data.target
 
@@ -148,16 +155,6 @@ class Network:
             layer.bias = self.params[2 * index + 1].astype(layer.bias.dtype)
 
 
-def _kernels(network: Network, batch: int, backend: str) -> list[str]:
-    """The kernel families a training step launches; none on the reference."""
-    if backend == "reference":
-        return []
-    first = network.layers[0]
-    x = network.xp.empty((batch, 64), first.weight.dtype)
-    plan = explain("linear", x, first.weight, first.bias)
-    return sorted({step.family for step in plan.steps} | {"act_grad", "column_sum"})
-
-
 def train(settings: Settings, progress: Callable[[int, int], None] | None = None) -> Result:
     """Train and test.
 
@@ -166,15 +163,15 @@ def train(settings: Settings, progress: Callable[[int, int], None] | None = None
         progress: called after each mini-batch with (done, total).
 
     Raises:
-        BackendError: the chosen backend or scikit-learn is missing.
+        ArgumentError, DTypeError: a setting outside its rule. BackendError: the chosen backend or scikit-learn is missing.
     """
-    backend = choose_backend(settings.backend)
+    backend = choose_backend(settings.backend, settings.arch)
     if backend == "cuda":
         import cupy as xp
     else:
         xp = np
-    on_host = nullcontext() if backend == "cuda" else gemm.host_backend(backend)
-    with on_host:
+    on_host = nullcontext() if backend == "cuda" else gemm.host_backend(backend, settings.arch or gemm.DEFAULT_ARCH)
+    with on_host, launches() as kernels:
         images, labels = load_digits()
         # One shuffle for every run: the set is ordered by writer, and the test must not depend on the seed.
         test = np.random.default_rng(TEST_SHARE).permutation(len(images)) % TEST_SHARE == 0
@@ -182,7 +179,7 @@ def train(settings: Settings, progress: Callable[[int, int], None] | None = None
         x_train, x_test = (xp.asarray(images[mask].astype(dtype)) for mask in (~test, test))
         y_train, y_test = (xp.asarray(labels[mask]) for mask in (~test, test))
         network = Network(settings, xp)
-        result = Result(backend, _kernels(network, settings.batch, backend))
+        result = Result(backend, kernels)
         shuffle = np.random.default_rng(settings.seed)
         per_epoch = -(-len(x_train) // settings.batch)
         limit = min(settings.epochs * per_epoch, settings.steps or settings.epochs * per_epoch)
@@ -208,7 +205,7 @@ def train(settings: Settings, progress: Callable[[int, int], None] | None = None
             predictions = _to_host(network.logits(x_test).astype(network.master).argmax(axis=1))
             accuracy = float((predictions == _to_host(y_test)).mean())
             result.epochs.append((float(np.mean(losses)), right / count, accuracy))
-        result.predictions = _to_host(network.logits(x_test).astype(network.master).argmax(axis=1))
+        result.predictions = predictions
         result.test_labels = _to_host(y_test)
         result.test_images = images[test].reshape(-1, 8, 8)
         result.images_per_second = seen / seconds if seconds else 0.0
@@ -223,19 +220,56 @@ def _to_host(array: Any) -> np.ndarray[Any, Any]:
     return np.asarray(host)
 
 
+def check_outputs(save: Path | None, plot_to: Path | None) -> None:
+    """Refuse, before the training, what would fail after it.
+
+    ArgumentError for a path that cannot be written or a picture format that does not exist; BackendError where matplotlib
+    is missing.
+    """
+    if plot_to is not None:
+        formats = _pyplot().FigureCanvasBase.get_supported_filetypes()
+        if plot_to.suffix.lower()[1:] not in formats:
+            raise ArgumentError(f"--plot must end in one of {', '.join(sorted(formats))}, got {plot_to.name!r}")
+    for option, path in (("--save", save), ("--plot", plot_to)):
+        if path is None:
+            continue
+        with _writing(option, path):
+            new = not path.exists()
+            open(path, "ab").close()
+            if new:
+                path.unlink()
+
+
+@contextmanager
+def _writing(option: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ArgumentError(f"{option} must name a file that can be written, got {path} ({error.strerror or error})") from error
+
+
 def save_weights(result: Result, path: Path) -> None:
     """Write the weights as an .npz; bfloat16 (which the format does not know) as float32, which holds it exactly."""
     exact = {n: w if w.dtype.kind == "f" else w.astype(np.float32) for n, w in result.weights.items()}
-    with open(path, "wb") as file:
+    with _writing("--save", path), open(path, "wb") as file:
         np.savez(file, **exact)  # type: ignore[arg-type]
+
+
+def _pyplot() -> Any:
+    """matplotlib.pyplot, drawing into files."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise BackendError(f"--plot draws with matplotlib, which fails to import ({error}); {_INSTALL}") from error
+    return pyplot
 
 
 def plot(result: Result, path: Path) -> None:
     """Draw loss and accuracy over the epochs, and test images with their predictions, wrong ones first and in red."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    plt = _pyplot()
 
     blue, orange, red = "#2f6db3", "#d9822b", "#c0392b"
     figure = plt.figure(figsize=(11, 5), layout="constrained")
@@ -265,5 +299,8 @@ def plot(result: Result, path: Path) -> None:
         guess, truth = result.predictions[index], result.test_labels[index]
         title = f"{guess}" if guess == truth else f"{guess} / {truth}"
         axis.set_title(title, fontsize=9, color="black" if guess == truth else red)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    try:
+        with _writing("--plot", path):
+            figure.savefig(path, dpi=120)
+    finally:
+        plt.close(figure)

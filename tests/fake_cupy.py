@@ -90,9 +90,10 @@ class FakeCupy(types.ModuleType):
             "regsPerBlock": 65536,
             "l2CacheSize": 60 << 20,
         }
+        self.props = props
         self.cuda = types.ModuleType("cupy.cuda")
         self.cuda.runtime = types.SimpleNamespace(  # type: ignore[attr-defined]
-            getDevice=lambda: fake.device, getDeviceProperties=lambda _: props
+            getDevice=lambda: fake.device, getDeviceProperties=lambda _: props, getDeviceCount=lambda: 2
         )
         self.cuda.Device = Device  # type: ignore[attr-defined]
         self.cuda.get_current_stream = Stream  # type: ignore[attr-defined]
@@ -100,6 +101,7 @@ class FakeCupy(types.ModuleType):
         Device.attributes = {
             "MaxSharedMemoryPerBlockOptin": 227 * 1024,
             "MaxSharedMemoryPerMultiprocessor": 228 * 1024,
+            "MaxRegistersPerMultiprocessor": 65536,
             "MaxThreadsPerMultiProcessor": 2048,
             "ClockRate": 1_980_000,
             "MemoryClockRate": 3_201_000,

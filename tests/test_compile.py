@@ -1,50 +1,28 @@
-"""NVRTC to artifacts, and the disk cache under races, damage and attack."""
+"""NVRTC to artifacts: what is compiled, from which files, by which threads and processes."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import gpulinear.compile as compiler
-from gpulinear import cache
 from gpulinear.compile import compile_kernel, include_closure, parse_resources
 from gpulinear.errors import BackendError, CompileError
 
-SOURCE = 'extern "C" __global__ void tiny(float* x) { x[threadIdx.x] = __fmaf_rn(x[threadIdx.x], 2.f, 1.f); }\n'
+from .kernel_builds import SOURCE, build, forget, fresh, refuse_nvrtc
 
+__all__ = ["fresh"]
 
-@pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache directory and an empty in-process memo."""
-    root = tmp_path / "cache"
-    monkeypatch.setenv("GPULINEAR_CACHE", str(root))
-    monkeypatch.setattr(compiler, "_memory", {})
-    return root
-
-
-def build(tmp_path: Path, source: str = SOURCE, arch: str = "sm_80") -> compiler.Artifact:
-    return compile_kernel(source, entry="tiny", arch=arch, include_dir=tmp_path)
-
-
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiler, "_memory", {})
-
-
-def refuse_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> dict[str, bytes]:
-        raise AssertionError("NVRTC was called")
-
-    monkeypatch.setattr(compiler, "_compile", fail)
+ROOT = Path(compiler.__file__).parent.parent
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a", "sm_120"])
@@ -102,144 +80,6 @@ def test_missing_nvrtc_names_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
         compiler._nvrtc()
 
 
-def entry_of(artifact: compiler.Artifact) -> Path:
-    return artifact.cubin_path.parent
-
-
-def damage_truncate(entry: Path) -> None:
-    (entry / "kernel.cubin").write_bytes((entry / "kernel.cubin").read_bytes()[:-9])
-
-
-def damage_empty(entry: Path) -> None:
-    (entry / "kernel.ptx").write_bytes(b"")
-
-
-def damage_garbage(entry: Path) -> None:
-    (entry / "meta.json").write_bytes(b"\xff{[")
-
-
-def damage_missing(entry: Path) -> None:
-    (entry / "build.log").unlink()
-
-
-def damage_symlink(entry: Path) -> None:
-    moved = entry.parent / "moved.cubin"
-    os.rename(entry / "kernel.cubin", moved)
-    (entry / "kernel.cubin").symlink_to(moved)
-
-
-def damage_foreign(entry: Path) -> None:
-    meta = json.loads((entry / "meta.json").read_text())
-    meta["key"] = "0" * 64
-    (entry / "meta.json").write_text(json.dumps(meta))
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [damage_truncate, damage_empty, damage_garbage, damage_missing, damage_symlink, damage_foreign],
-)
-def test_a_damaged_entry_is_a_miss_and_is_replaced(
-    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: object
-) -> None:
-    first = build(tmp_path)
-    damage(entry_of(first))  # type: ignore[operator]
-    assert cache.load(first.key) is None
-    forget(monkeypatch)
-    again = build(tmp_path)
-    assert again.cubin == first.cubin
-    assert cache.load(first.key) is not None
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=8,
-)
-
-
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.binary(max_size=64) | json_values.map(lambda value: json.dumps(value).encode()))
-def test_no_meta_but_a_whole_one_is_accepted(text: bytes) -> None:
-    assert cache.parse_meta(text, "0" * 64) is None
-
-
-def test_deep_nesting_is_a_miss() -> None:
-    assert cache.parse_meta(b"[" * 100_000, "0" * 64) is None
-
-
-def test_a_world_writable_directory_is_refused(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fresh.mkdir()
-    fresh.chmod(0o777)
-    with pytest.warns(RuntimeWarning, match="chmod 700"):
-        artifact = build(tmp_path)
-    assert list(fresh.iterdir()) == []
-    assert artifact.cubin_path.read_bytes() == artifact.cubin
-
-
-def test_an_unusable_directory_works_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("GPULINEAR_CACHE", str(tmp_path / "file" / "below"))
-    monkeypatch.setattr(compiler, "_memory", {})
-    artifact = build(tmp_path)
-    assert artifact.cubin_path.read_bytes() == artifact.cubin
-
-
-def test_a_read_only_directory_works_from_memory(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Permission bits do not stop root, so the failing call is simulated.
-    def refuse(*_: object, **__: object) -> str:
-        raise PermissionError("read-only")
-
-    monkeypatch.setattr(cache.tempfile, "mkdtemp", refuse)
-    assert cache.store("0" * 64, {name: b"" for name in cache.FILES}) is None
-
-
-CHILD = """
-import sys
-from pathlib import Path
-from gpulinear.compile import compile_kernel
-artifact = compile_kernel(sys.argv[1], entry="tiny", arch="sm_80", include_dir=Path(sys.argv[2]))
-print(artifact.key, artifact.cubin_path.exists())
-"""
-
-
-def start(tmp_path: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", CHILD, SOURCE, str(tmp_path)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_sixteen_processes_on_a_cold_cache(fresh: Path, tmp_path: Path) -> None:
-    children = [start(tmp_path) for _ in range(16)]
-    answers = [child.communicate(timeout=120) for child in children]
-    assert [child.returncode for child in children] == [0] * 16, answers
-    assert len({out for out, _ in answers}) == 1
-    entries = [path for path in fresh.glob("*/*")]
-    assert len(entries) == 1 and not entries[0].name.startswith(".")
-
-
-def test_kill_during_a_write_leaves_nothing_that_is_served(
-    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    child = (
-        """
-import os, signal, sys
-from gpulinear import cache
-real = cache._write
-def write(path, data):
-    real(path, data[: len(data) // 2])
-    if path.name == "kernel.cubin":
-        os.kill(os.getpid(), signal.SIGKILL)
-cache._write = write
-"""
-        + CHILD
-    )
-    done = subprocess.run([sys.executable, "-c", child, SOURCE, str(tmp_path)], timeout=60, check=False)
-    assert done.returncode == -signal.SIGKILL
-    refuse = [path for path in fresh.glob("*/*") if not path.name.startswith(".new-")]
-    assert refuse == []
-    artifact = build(tmp_path)
-    assert cache.load(artifact.key) is not None
-
-
 def test_sixteen_threads_compile_once(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     real = compiler._compile
@@ -257,3 +97,119 @@ def test_sixteen_threads_compile_once(fresh: Path, tmp_path: Path, monkeypatch: 
     for thread in threads:
         thread.join()
     assert len(calls) == 1 and len({id(result) for result in results}) == 1
+
+
+def build_in_a_thread(tmp_path: Path, source: str) -> None:
+    """A thread other than the one that forked must get all locks too."""
+    done: list[compiler.Artifact] = []
+    thread = threading.Thread(target=lambda: done.append(build(tmp_path, source)), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert len(done) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_waits_for_a_compilation(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = threading.Event()
+    real = compiler._compile
+
+    def slow(source: str, headers: dict[str, str], arch: str) -> dict[str, bytes]:
+        inside.set()
+        time.sleep(0.2)
+        return real(source, headers, arch)
+
+    monkeypatch.setattr(compiler, "_compile", slow)
+    thread = threading.Thread(target=build, args=(tmp_path,))
+    thread.start()
+    assert inside.wait(30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: a fork in a process with threads
+        child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            signal.alarm(60)
+            monkeypatch.setattr(compiler, "_compile", real)
+            build(tmp_path)
+            build_in_a_thread(tmp_path, SOURCE.replace("2.f", "3.f"))
+            os._exit(0)
+        os._exit(1)
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+    monkeypatch.setattr(compiler, "_compile", real)
+    build_in_a_thread(tmp_path, SOURCE.replace("2.f", "4.f"))  # the parent goes on too
+
+
+def test_a_fork_inside_a_compilation_does_not_wait_for_itself() -> None:
+    code = (
+        "import os; import gpulinear.compile as c\n"
+        "with c._no_fork():\n"
+        "    child = os.fork()\n"
+        "    if child == 0: os._exit(0)\n"
+        "print(os.waitpid(child, 0)[1], c._compiling)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "0 set()\n", done.stderr
+
+
+HERE = """
+import hashlib, os, sys
+from pathlib import Path
+from gpulinear.compile import compile_kernel
+if sys.argv[1] == "gone":
+    os.rmdir(os.getcwd())
+artifact = compile_kernel(sys.argv[2], entry="tiny", arch="sm_80", include_dir=Path(sys.argv[3]))
+files = [line for line in artifact.ptx.splitlines() if line.strip().startswith(".file")]
+print(hashlib.sha256(artifact.ptx.encode()).hexdigest(), hashlib.sha256(artifact.cubin).hexdigest(), files)
+print(sys.argv[4].encode() in artifact.cubin + artifact.ptx.encode())
+"""
+
+
+def test_ptx_and_cubin_do_not_depend_on_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "two.cuh").write_text("__device__ inline float two(float x) {\n  return x + 2.f;\n}\n")
+    source = '#include "sub/two.cuh"\n' + SOURCE.replace("2.f, 1.f", "two(x[1]), 1.f")
+    answers = set()
+    for name in ("here", "there", "gone"):
+        place = tmp_path / name
+        place.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", HERE, name, source, str(tmp_path), str(tmp_path)],
+            cwd=place,
+            env={**os.environ, "GPULINEAR_CACHE": str(tmp_path / f"cache-{name}"), "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        answers.add(done.stdout)
+    (answer,) = answers
+    assert '"kernel.cu"' in answer and '"sub/two.cuh"' in answer and answer.endswith("False\n")
+
+
+def test_includes_in_comments_are_none(tmp_path: Path) -> None:
+    (tmp_path / "a.cuh").write_text("")
+    (tmp_path / "b.cuh").write_text("")
+    source = (
+        '/* usage:\n#include "missing.cuh"\n*/\n// a note /*\n#include "a.cuh"\n// */\n'
+        'const char* kText = "/*";\n/* c */ #include "b.cuh" // as it is\nconst char* kEnd = "*/";\n'
+    )
+    assert list(include_closure(source, tmp_path)) == ["a.cuh", "b.cuh"]
+    assert include_closure('#include "\u0661.cuh"\n', tmp_path) == {}
+
+
+def test_names_are_ascii_and_the_entry_must_exist(fresh: Path, tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="arch must look like"):
+        build(tmp_path, arch="sm_\u0668\u0660")
+    with pytest.raises(CompileError, match="C identifier"):
+        compile_kernel(SOURCE, entry="t\u00efny", arch="sm_80", include_dir=tmp_path)
+    for entry in ("other", "tin", "tiny2"):
+        with pytest.raises(CompileError, match=f"__global__ {entry}"):
+            compile_kernel(SOURCE, entry=entry, arch="sm_80", include_dir=tmp_path)
+    assert list(fresh.glob("*/*")) == []
+
+
+def test_refusals_name_the_header_and_its_line(fresh: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.cuh").write_text("\nnonsense;\n")
+    with pytest.raises(CompileError, match=r"(?m)^bad\.cuh\(2\): error"):
+        build(tmp_path, '#include "bad.cuh"\n' + SOURCE)

@@ -12,7 +12,7 @@ from cupy.cuda import runtime
 
 from ..device import DeviceSpec, live_spec
 from ..errors import BackendError
-from ..launch import ParamTemplate, buffer_order, compile_plan, make_template
+from ..launch import ParamTemplate, buffer_order, compile_plan, kernel_names, make_template, record, recorders
 from ..plan import Plan
 
 _lock = threading.Lock()
@@ -63,6 +63,7 @@ class BoundPlan:
     def __init__(self, plan: Plan, device: int, names: Sequence[str]) -> None:
         self.device = device
         self.workspace_bytes = plan.workspace_bytes
+        self.names = kernel_names(plan)
         self.launches: list[tuple[Any, tuple[int, ...], tuple[int, ...], ParamTemplate, int]] = []
         artifacts = compile_plan(plan)
         buffers = buffer_order(names)
@@ -91,3 +92,5 @@ class BoundPlan:
             pointers = [*pointers, workspace.ptr]
         for kernel, grid, block, template, smem_bytes in self.launches:
             kernel(grid, block, (template.fill(pointers),), shared_mem=smem_bytes)
+        if recorders:
+            record(self.names)

@@ -2,7 +2,7 @@
 
 Arrays of float16, float32 or float64 of any (broadcastable) shape go in and arrays come out; every
 function rounds once, in the modes ``rn``, ``rz``, ``rm`` and ``rp``. PTX ISA 9.7.3 (floating point)
-and 9.7.4 (half precision); 6.4.3 for the rounding modifiers.
+and 9.7.4 (half precision); 6.5.2 for the rounding modifiers.
 
 How a single rounding is reached: an exact float32 product fits a float64, and a float64 sum that
 was not exact is rounded to odd first (``rounding.py``). float64 uses error-free transformations
@@ -111,6 +111,27 @@ def _fma64(a: Array, b: Array, c: Array, rnd: str) -> Array:
     return r
 
 
+def _round_sum(p: Array, c: Array, s: Array) -> Array:
+    """The float32 nearest to the exact p + c, where s is the float64 nearest to it: the hot path of SIMT kernels.
+
+    Rounding s again differs from rounding p + c only if s is a tie, halfway between two neighbours in float32, and
+    p + c is not: ties are float64 numbers, so if p + c lies below (above) one, s does not lie above (below) it, and
+    what is strictly between two ties rounds to the same number. A tie ends in the 29 bits 1000...0 where float32 is
+    normal; below 2^-126 its grid is coarser, and every non-zero sum is suspected. Suspects get the rounding to odd,
+    which keeps them off the tie if they were inexact; sums that are exact, such as those of integers, cost nothing.
+    """
+    suspect = (s.view(np.int64) & 0x1FFFFFFF) == 0x10000000
+    tiny = np.abs(s) < 2.0**-126
+    if np.count_nonzero(tiny):
+        suspect |= tiny & (s != 0)
+    r: Array = s.astype(np.float32)
+    if np.count_nonzero(suspect):
+        r, s = np.array(r), np.asarray(s)
+        p, c, s = np.broadcast_to(p, s.shape)[suspect], np.broadcast_to(c, s.shape)[suspect], s[suspect]
+        r[suspect] = to_odd(s, two_sum(p, c, s)).astype(np.float32)
+    return r
+
+
 # ------------------------------------------------------------------------------------ arithmetic
 
 
@@ -146,12 +167,7 @@ def mul(a: Array, b: Array, rnd: str = "rn", ftz: bool = False, sat: bool = Fals
 
 
 def fma(a: Array, b: Array, c: Array, rnd: str = "rn", ftz: bool = False, sat: bool = False) -> Array:
-    """``fma.rnd{.ftz}{.sat}`` (PTX ISA 9.7.3.6): a * b + c with one rounding.
-
-    This is the hot path of SIMT kernels, so float32 ``rn`` first asks the cheap question: does any
-    sum end in the 28 zero bits that a tie, an exact result, a NaN or an infinity must have? If none
-    does, rounding the float64 sum a second time cannot differ from rounding once.
-    """
+    """``fma.rnd{.ftz}{.sat}`` (PTX ISA 9.7.3.6): a * b + c with one rounding."""
     if a.dtype == np.float64:
         r = _fma64(a, b, c, rnd)
         return saturate(r) if sat else canonical(r)
@@ -161,13 +177,7 @@ def fma(a: Array, b: Array, c: Array, rnd: str = "rn", ftz: bool = False, sat: b
     c64 = c.astype(np.float64)
     s = p + c64
     if rnd == "rn" and a.dtype == np.float32:
-        if np.count_nonzero(s.view(np.int64) & 0x0FFFFFFF) == s.size:
-            r = s.astype(np.float32)
-            return _finish(r, ftz, sat) if ftz or sat else r
-        error = two_sum(p, c64, s)
-        if not np.count_nonzero(error):
-            return _finish(s.astype(np.float32), ftz, sat)
-        return _finish(to_odd(s, error).astype(np.float32), ftz, sat)
+        return _finish(_round_sum(p, c64, s), ftz, sat)
     s = _minus_zero(to_odd(s, two_sum(p, c64, s)), p, c64, rnd)
     return _finish(_narrow(s, a.dtype, rnd), ftz, sat)
 

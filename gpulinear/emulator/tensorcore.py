@@ -1,22 +1,29 @@
 """What a tensor core computes, bit for bit, as far as published studies tell; and in float64.
 
 One *step* takes an accumulator and ``p`` products. Products are exact. All addends are aligned to
-the largest exponent among them, truncated toward zero at ``F`` fractional bits below it, summed as
-integers, and the sum is rounded toward zero to float32. A matrix instruction whose K is larger than
-p runs several steps, K ascending. An exponent is that of the operands' fields: a product's is the
-sum of both, not normalised again, and a subnormal has the smallest normal exponent.
+the largest exponent among them, truncated toward zero at ``F`` fractional bits below it, and summed
+exactly; the sum is rounded toward zero to float32, or to nearest even to float16. A matrix
+instruction whose K is larger than p runs several steps, K ascending. An exponent is that of the
+operands' fields: a product's is the sum of both, not normalised again, and a subnormal has the
+smallest normal exponent of its type. A zero does not take part.
+
+Everything is done in float64, where it is exact: a product has at most 22 bits, scaling is by powers
+of two, and after the truncation all addends are integers below 2^(F + 2), of which there are few.
 
 Sources: M. Fasi et al., "Numerical behavior of NVIDIA tensor cores", PeerJ CS 2021 (cs-330), and
-"MMA-Sim", arXiv 2511.10909, for p and F by architecture. Nothing here has been compared with
-hardware by this project: see ``status``. NaN results are 0x7FFFFFFF.
+"MMA-Sim", arXiv 2511.10909, for p, F and the float16 result. Nothing here has been compared with
+hardware by this project: see ``status``. NaN results are 0x7FFFFFFF (0x7FFF in float16).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from gpulinear.emulator import floats
 
 Array = npt.NDArray[Any]
 
@@ -42,13 +49,13 @@ STEPS: dict[int, dict[str, Step]] = {
 }
 """By compute capability (major * 10 + minor) and operand type."""
 
-NAN_BITS = np.uint32(0x7FFFFFFF)
 UNCONFIRMED = "not yet confirmed on hardware"
 _SOURCE = "arXiv 2511.10909 (MMA-Sim); PeerJ CS cs-330 for truncation and alignment"
 
-# Bits of the significand with the hidden one, and the exponent bias, of an operand's bit pattern.
-_FIELDS = {"f16": (11, 15), "bf16": (8, 127), "tf32": (11, 127)}
-_LOWEST = -10_000  # the exponent of a zero: it never is the largest unless all addends are zero
+_NAN: dict[np.dtype[Any], Any] = {np.dtype(np.float32): floats.NAN32, np.dtype(np.float16): floats.NAN16}
+_SMALLEST = {"f16": -14, "bf16": -126, "tf32": -126}  # the exponent of the smallest normal number
+_NONE = -10_000  # the exponent of a zero: it never is the largest unless all addends are zeros
+_FLOOR = -300  # below the exponent of any product, within float64
 
 
 def capability(arch: str) -> int:
@@ -78,132 +85,165 @@ def status(form: str, arch: str) -> str:
     return f"p={step.products}, F={step.fraction_bits}, from {_SOURCE}: {UNCONFIRMED}"
 
 
-class _Parts(NamedTuple):
-    """Operands as integers: value = significand * 2^(exponent - (precision - 1))."""
-
-    significand: Array
-    exponent: Array
-    special: Array  # float32: the value where it is infinite or NaN, else 0
-
-
-def _take_apart(bits: Array, kind: str) -> _Parts:
-    """Sign and significand (int64), exponent (int64; ``_LOWEST`` for a zero), specials."""
-    precision, bias = _FIELDS[kind]
-    raw = np.asarray(bits).astype(np.int64)
-    if kind == "tf32":
-        raw = raw >> 13  # a tensor core ignores the 13 low bits of its tf32 operands
-    fraction_bits = precision - 1
-    fraction = raw & ((1 << fraction_bits) - 1)
-    field = (raw >> fraction_bits) & (2 * bias + 1)
-    negative = (raw >> (fraction_bits + bias.bit_length() + 1)) & 1
-    significand = np.where(field > 0, fraction | (1 << fraction_bits), fraction)
-    exponent = np.where(significand == 0, _LOWEST, np.maximum(field, 1) - bias)
-    huge = field == 2 * bias + 1
-    special = np.where(huge, np.where(fraction > 0, np.nan, np.inf), 0.0).astype(np.float32)
-    sign = 1 - 2 * negative
-    return _Parts(np.where(huge, 0, sign * significand), exponent, special * sign)
+def _singles(bits: Array, kind: str) -> Array:
+    """Operand bit patterns (uint16, or uint32 for tf32) as float32, which holds them exactly."""
+    raw: Array = np.ascontiguousarray(bits)
+    if kind == "f16":
+        return raw.astype(np.uint16, copy=False).view(np.float16).astype(np.float32)
+    if kind == "bf16":
+        wide: Array = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return wide
+    # A tensor core ignores the 13 low bits of its tf32 operands (PTX ISA 9.7.15.5.2).
+    cut: Array = (raw.astype(np.uint32, copy=False) & np.uint32(0xFFFFE000)).view(np.float32)
+    return cut
 
 
 def values(bits: Array, kind: str) -> Array:
     """Operand bit patterns (uint16, or uint32 for tf32) as float64; tf32 is truncated."""
-    raw: Array = np.asarray(bits)
-    wide: Array
-    if kind == "f16":
-        wide = raw.astype(np.uint16).view(np.float16)
-    elif kind == "bf16":
-        wide = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    else:
-        wide = (raw.astype(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
-    return wide.astype(np.float64)
+    with np.errstate(all="ignore"):  # signalling NaN
+        return _singles(bits, kind).astype(np.float64)
 
 
-def _shift(significand: Array, amount: Array) -> Array:
-    """significand * 2^amount, truncated toward zero; amounts stay where 64 bits do."""
-    left = np.minimum(np.maximum(amount, 0), 40)
-    right = np.minimum(np.maximum(-amount, 0), 62)
-    size = (np.abs(significand) << left) >> right
-    return np.where(significand < 0, -size, size)
+class _Parts(NamedTuple):
+    """A matrix: its values in float64, the exponents of its fields, and what bounds them."""
+
+    value: Array
+    exponent: Array  # int16; ``_NONE`` for a zero
+    largest: int  # of the exponents
+    lowest_bit: float  # every value is a multiple of this power of two; infinity if all are zeros
 
 
-def _to_float32(total: Array, exponent: Array) -> Array:
-    """``total * 2^exponent`` rounded toward zero to float32: large sums give infinity."""
-    size = np.abs(total)
-    length = np.frexp(size.astype(np.float64))[1].astype(np.int64)  # sums stay below 2^53
-    drop = np.maximum(length - 24, -149 - exponent)
-    kept = size >> np.clip(drop, 0, 62)
-    up = np.clip(drop, 0, 62)
-    value = np.ldexp(kept.astype(np.float64), (exponent + up).astype(np.int32))
-    value = np.where(value > np.finfo(np.float32).max, np.inf, value)
-    return np.where(total < 0, -value, value).astype(np.float32)
+def _exponents(x: Array, smallest: int) -> Array:
+    """The exponents of float32 numbers that hold values of a type with this smallest exponent."""
+    field = ((x.view(np.uint32) >> np.uint32(23)) & np.uint32(255)).astype(np.int16)
+    exponent: Array = np.maximum(field - np.int16(127), np.int16(smallest))
+    np.copyto(exponent, np.int16(_NONE), where=x == 0)
+    return exponent
 
 
-def _one_step(c: Array, a: _Parts, b: _Parts, kind: str, fraction_bits: int) -> Array:
-    """c[M,N] + a[M,p] b[p,N] in one hardware step; c is float32."""
-    raw = c.view(np.uint32).astype(np.int64)
-    field = (raw >> 23) & 255
-    fraction = raw & 0x7FFFFF
-    accumulator = np.where(field > 0, fraction | 0x800000, fraction)
-    c_exponent = np.where(accumulator == 0, _LOWEST, np.maximum(field, 1) - 127)
-    accumulator = np.where(c < 0, -accumulator, accumulator)
+def _lowest_bit(value: Array) -> float:
+    """The largest power of two that divides all values."""
+    size = np.abs(value)
+    bits = size.view(np.int64)
+    rest = (bits & (bits - 1)).view(np.float64)  # without its lowest bit, if the fraction has any
+    size -= np.where(bits & ((1 << 52) - 1), rest, 0.0)
+    np.copyto(size, np.inf, where=size == 0)
+    return float(size.min(initial=np.inf))
 
-    exponents: Array = a.exponent[:, :, None] + b.exponent[None, :, :]
-    largest = np.maximum(np.max(exponents, axis=1), c_exponent)
-    precision = _FIELDS[kind][0]
-    scale = fraction_bits - 2 * (precision - 1)
+
+def _take_apart(x: Array, kind: str) -> _Parts:
+    exponent = _exponents(x, _SMALLEST[kind])
+    value = x.astype(np.float64)
+    return _Parts(value, exponent, int(exponent.max(initial=_NONE)), _lowest_bit(value))
+
+
+def _power(exponent: Array) -> Array:
+    """2^exponent in float64, for exponents of normal numbers."""
+    return ((exponent.astype(np.int64) + 1023) << 52).view(np.float64)
+
+
+def _nothing_is_cut(c: Array, smallest: int, a: _Parts, b: _Parts, fraction_bits: int) -> bool:
+    """Whether all addends are multiples of the coarsest unit that any sum of the call can have.
+
+    It is what small integers are, for which a matrix product in float64 then is exact and fast.
+    """
+    peak = max(float(c.max(initial=0.0)), -float(c.min(initial=0.0)))
+    largest = max(a.largest + b.largest, max(math.frexp(peak)[1] - 1, smallest) if peak else _NONE)
+    unit = 2.0 ** (max(largest, _FLOOR) - fraction_bits)
+    if a.lowest_bit * b.lowest_bit < unit or math.isinf(peak):
+        return False
+    counts = c * (1.0 / unit)
+    return bool((counts == np.trunc(counts)).all())
+
+
+def _one_step(c: Array, smallest: int, a: _Parts, b: _Parts, fraction_bits: int) -> Array:
+    """The exact sum, in float64, of c[..., M, N] and the aligned products of a[..., M, p], b[..., p, N]."""
+    wide = c.astype(np.float64)
+    if _nothing_is_cut(wide, smallest, a, b, fraction_bits):
+        return a.value @ b.value + wide
+    exponents = a.exponent.swapaxes(-1, -2)[..., None] + b.exponent[..., None, :]  # [..., p, M, N]
+    largest = np.maximum(exponents.max(axis=-3), _exponents(c.astype(np.float32, copy=False), smallest))
+    np.maximum(largest, np.int16(_FLOOR), out=largest)
     # Every addend becomes a count of 2^(largest - fraction_bits).
-    total = _shift(accumulator, c_exponent - largest + fraction_bits - 23)
-    for k in range(a.significand.shape[1]):
-        product = a.significand[:, k, None] * b.significand[None, k, :]
-        total += _shift(product, exponents[:, k, :] - largest + scale)
-    return _to_float32(total, np.maximum(largest, -1000) - fraction_bits)
+    scale = _power(fraction_bits - largest)
+    counts = a.value.swapaxes(-1, -2)[..., None] * b.value[..., None, :]
+    counts *= scale[..., None, :, :]
+    np.trunc(counts, out=counts)
+    total: Array = np.add.reduce(counts, axis=-3) + np.trunc(wide * scale)
+    return total * _power(largest - fraction_bits)
 
 
-def _specials(c: Array, a: Array, b: Array) -> tuple[Array, Array]:
-    """Where the answer is infinite or NaN because an input is, and which it is (float64)."""
-    touched = np.any(~np.isfinite(a), axis=1, keepdims=True) | ~np.isfinite(c)
-    touched = touched | np.any(~np.isfinite(b), axis=0, keepdims=True)
-    answer = np.zeros(c.shape)
-    if touched.any():
-        rows, cols = np.nonzero(touched)
-        clip = np.float64
-        with np.errstate(all="ignore"):
-            products = a[rows, :].astype(clip) * b[:, cols].T
-            # Only the specials decide: a finite sum must not overflow into one of its own.
-            products = np.where(np.isfinite(products), 0.0, products)
-            addend = np.where(np.isfinite(c[rows, cols]), 0.0, c[rows, cols].astype(clip))
-            answer[rows, cols] = products.sum(1) + addend
-    return touched, answer
+def _round(total: Array, dtype: np.dtype[Any]) -> Array:
+    """Float64 sums rounded toward zero to float32, or to nearest even to float16; large ones give infinity."""
+    total = total + 0.0  # a sum of zeros is +0
+    if dtype == np.float16:
+        return total.astype(dtype)
+    cut = (total.view(np.int64) & ~((1 << 29) - 1)).view(np.float64)
+    tiny = np.abs(total) < 2.0**-126
+    if tiny.any():
+        cut = np.where(tiny, np.trunc(total * 2.0**149) * 2.0**-149, cut)
+    return cut.astype(dtype)
+
+
+def _specials(c: Array, a: Array, b: Array) -> tuple[tuple[Array, ...], Array]:
+    """The indices of the results that are infinite or NaN because an input is, and these (float64)."""
+    rows_fine = np.asarray(np.isfinite(a).all(axis=-1))
+    cols_fine = np.asarray(np.isfinite(b).all(axis=-2))
+    touched = np.nonzero(~(rows_fine[..., :, None] & cols_fine[..., None, :] & np.isfinite(c)))
+    batch, row, col = touched[:-2], touched[-2:-1], touched[-1:]
+    products = a[batch + row].astype(np.float64) * b.swapaxes(-1, -2)[batch + col]
+    return touched, products.sum(axis=-1) + c[touched]  # what is finite does not overflow here
+
+
+def _without_specials(x: Array) -> Array:
+    return np.where(np.isfinite(x), x, x.dtype.type(0))
+
+
+def _steps(x: Array, y: Array, d: Array, kind: str, step: Step) -> Array:
+    """All steps of the finite x[..., M, K], y[..., K, N] and accumulators d."""
+    smallest = _SMALLEST["f16" if d.dtype == np.float16 else "tf32"]
+    a, b = _take_apart(x, kind), _take_apart(y, kind)
+    for k in range(0, x.shape[-1], step.products):
+        part = slice(k, k + step.products)
+        left = a._replace(value=a.value[..., part], exponent=a.exponent[..., part])
+        right = b._replace(value=b.value[..., part, :], exponent=b.exponent[..., part, :])
+        # An overflow in an earlier step is an infinity from then on.
+        d = _round(_one_step(d, smallest, left, right, step.fraction_bits), d.dtype)
+    return d
 
 
 def multiply_add(a: Array, b: Array, c: Array, kind: str, arch: str, *, exact: bool = False) -> Array:
-    """D[M,N] = A[M,K] B[K,N] + C[M,N] as the tensor core of ``arch`` computes it.
+    """D = A B + C as the tensor core of ``arch`` computes it, for one matrix or a batch of them.
 
     Args:
-        a: bit patterns [M, K], uint16 for ``f16`` and ``bf16``, uint32 (float32 bits) for ``tf32``.
-        b: bit patterns [K, N].
-        c: float32 [M, N].
+        a: bit patterns [..., M, K], uint16 for ``f16`` and ``bf16``, uint32 (float32 bits) for ``tf32``.
+        b: bit patterns [..., K, N].
+        c: float32 [..., M, N], or float16, which makes the accumulators float16.
         kind: ``"f16"``, ``"bf16"`` or ``"tf32"``.
         arch: such as ``"sm_90a"``.
         exact: a float64 sum rounded once instead of the model: for tests of anything but bits.
 
     Returns:
-        float32 [M, N].
+        [..., M, N] of the type of c.
     """
-    c = np.ascontiguousarray(c, np.float32)
-    a_value, b_value = values(a, kind), values(b, kind)
+    dtype = np.dtype(np.float16) if np.asarray(c).dtype == np.float16 else np.dtype(np.float32)
+    c = np.ascontiguousarray(c, dtype)
     with np.errstate(all="ignore"):
-        if exact:
-            d = (a_value @ b_value + c).astype(np.float32)
-        else:
-            step = step_of(kind, arch)
-            a_parts, b_parts = _take_apart(a, kind), _take_apart(b, kind)
-            d = np.where(np.isfinite(c), c, np.float32(0))
-            for k in range(0, a_value.shape[1], step.products):
-                part = slice(k, k + step.products)
-                left = _Parts(*(v[:, part] for v in a_parts))
-                right = _Parts(*(v[part] for v in b_parts))
-                # An overflow in an earlier step is an infinity from then on.
-                d = np.where(np.isfinite(d), _one_step(d, left, right, kind, step.fraction_bits), d)
-        touched, answer = _specials(c, a_value, b_value)
-        d = np.where(touched, answer.astype(np.float32), d)
-    return np.where(np.isnan(d), NAN_BITS.view(np.float32), d)
+        x, y = _singles(a, kind), _singles(b, kind)
+        special = not all(np.isfinite(m).all() for m in (x, y, c))
+        if special:
+            where, answer = _specials(c, x, y)
+            x, y, c = _without_specials(x), _without_specials(y), _without_specials(c)
+        d = (x.astype(np.float64) @ y + c).astype(dtype) if exact else _steps(x, y, c, kind, step_of(kind, arch))
+        if special:
+            d[where] = np.where(np.isnan(answer), _NAN[dtype], answer.astype(dtype))
+    return d
+
+
+def multiply_add_f64(a: Array, b: Array, c: Array) -> Array:
+    """D = A B + C in float64: a chain of IEEE fma, K ascending (PTX ISA 9.7.14.5.14; the order is not documented)."""
+    d: Array = np.ascontiguousarray(c, np.float64)
+    with np.errstate(all="ignore"):
+        for k in range(a.shape[-1]):
+            d = floats.fma(a[..., :, k, None], b[..., None, k, :], d)
+    return d

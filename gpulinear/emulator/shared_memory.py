@@ -1,0 +1,118 @@
+"""The shared memory of a CTA: where its variables lie, with red zones between them, and its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gpulinear.emulator.block import Block, Region
+from gpulinear.emulator.ir import Variable
+
+if TYPE_CHECKING:
+    from gpulinear.emulator.machine import Cta
+
+Array = npt.NDArray[Any]
+
+RED_ZONE = 64
+"""Bytes at least between two variables: what runs over the end of one does not land in the next."""
+
+RANK_SHIFT = 24
+"""A shared::cluster address is (rank + 1) << 24 | offset; plain offsets mean the executing CTA."""
+
+OFFSET_MASK = (1 << RANK_SHIFT) - 1
+
+
+class Layout(NamedTuple):
+    """Variables at their offsets; ``declared`` is the size without red zones, as hardware counts it."""
+
+    offsets: dict[str, int]
+    size: int
+    valid: Array
+    regions: list[Region]
+    declared: int
+
+
+def _round_up(value: int, align: int) -> int:
+    return -(-value // align) * align
+
+
+def layout(variables: Sequence[Variable], dynamic_bytes: int | None = None) -> Layout:
+    """Places variables in their order, each with a red zone behind it; the ``extern`` ones share the dynamic part.
+
+    The dynamic part is the last, at the alignment of its variables and at least 16 bytes; ``None`` means that the
+    space has no dynamic part.
+    """
+    offsets: dict[str, int] = {}
+    regions: list[Region] = []
+    end = declared = 0
+    for variable in variables:
+        if variable.size is None:
+            continue
+        align = max(variable.align, 1)
+        start = _round_up(end, align)
+        declared = _round_up(declared, align) + variable.size
+        offsets[variable.name] = start
+        if variable.size:
+            regions.append(Region(start, start + variable.size, f"variable '{variable.name}'"))
+        end = start + variable.size + RED_ZONE
+    if dynamic_bytes is not None:
+        extern = [variable for variable in variables if variable.size is None]
+        align = max([16, *(variable.align for variable in extern)])
+        end = _round_up(end, align)
+        declared = _round_up(declared, align) + dynamic_bytes if dynamic_bytes else declared
+        offsets |= {variable.name: end for variable in extern}
+        if dynamic_bytes:
+            regions.append(Region(end, end + dynamic_bytes, "the dynamic shared memory"))
+        end += dynamic_bytes
+    valid = np.zeros(end, bool)
+    for region in regions:
+        valid[region.start : region.stop] = True
+    return Layout(offsets, end, valid, regions, declared)
+
+
+def layout_shared(variables: Sequence[Variable], dynamic_bytes: int = 0) -> tuple[dict[str, int], int]:
+    """Offsets of the shared variables of an entry, and the bytes of shared memory that hardware counts for it."""
+    placed = layout(variables, dynamic_bytes)
+    return placed.offsets, placed.declared
+
+
+class SharedMemory(Block):
+    """Shared memory of one CTA, poisoned at its start; ``valid`` says which bytes belong to a variable.
+
+    Asynchronous engines write through ``store`` and ``store_rows`` (or into ``bytes`` and ``written`` themselves) and
+    ask ``within`` and ``inside`` for bounds.
+    """
+
+    def __init__(self, variables: Sequence[Variable], dynamic_bytes: int) -> None:
+        placed = layout(variables, dynamic_bytes)
+        super().__init__(placed.size, placed.regions)
+        self.valid = placed.valid
+
+    def store_rows(self, offsets: Array, data: Array) -> None:
+        """Writes rows of bytes: ``data`` is uint8 [rows, bytes of a row]."""
+        where = offsets[:, None] + np.arange(data.shape[1])
+        self.bytes[where] = data
+        self.written[where] = 1
+
+
+def split_shared(cta: Cta, address: Array) -> tuple[Any, Array]:
+    """Whose shared memory shared::cluster addresses mean, and the offsets there.
+
+    The owner is one Cta if it is the same for all lanes, else an object array with a Cta for each; None stands for a
+    rank that the cluster does not have.
+    """
+    if len(address) and int(address.min()) >= 0 and int(address.max()) <= OFFSET_MASK:
+        return cta, address
+    ranks = address >> RANK_SHIFT
+    offsets = address & OFFSET_MASK
+    peers = cta.cluster.ctas
+    owners = {int(r): cta if r == 0 else peers[r - 1] if 0 < r <= len(peers) else None for r in np.unique(ranks)}
+    if len(owners) == 1:
+        return next(iter(owners.values())), offsets
+    found = np.empty(len(address), object)
+    for rank, owner in owners.items():
+        found[ranks == rank] = owner
+    return found, offsets
