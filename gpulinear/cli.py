@@ -182,13 +182,14 @@ def train(
     console.print(table)
     console.print(f"test accuracy {100 * result.test_accuracy:.2f} % on {len(result.test_labels)} images")
     console.print(f"{result.images_per_second:.0f} images per second in training")
-    ran = Table(title=f"kernels that ran on backend {result.backend}")
+    if not result.kernels:
+        console.print(f"backend {result.backend}: no kernel ran")
+        return
+    ran = Table(title=f"backend {result.backend}: what ran")
     ran.add_column("kernel")
     ran.add_column("launches", justify="right")
     for kernel, launches in sorted(result.kernels.items()):
         ran.add_row(kernel, str(launches))
-    if not result.kernels:
-        ran.add_row("none", "0")
     console.print(ran)
 
 
@@ -197,8 +198,8 @@ def main() -> None:
     try:
         app()
     except (ArgumentError, DTypeError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
     except GpuLinearError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(3) from None

@@ -204,10 +204,13 @@ SIMT_TILES: dict[str, tuple[Tile, ...]] = {
 }
 
 
-def vector_bytes(operand: Matrix) -> int:
-    """The width of an access along the contiguous dimension: 16 bytes where address and pitch allow, else an item."""
+def vector_bytes(operand: Matrix, pitch: int) -> int:
+    """The width of an access along the contiguous dimension: 16 bytes where address and pitch allow, else an item.
+
+    ``pitch`` is the stride in elements of the other dimension. A matrix of one row or column is contiguous both ways,
+    with two pitches: it is the one of the major that the kernel reads that counts.
+    """
     item = ITEMSIZE[operand.dtype]
-    pitch = operand.row_stride if operand.row_major else operand.col_stride
     return 16 if operand.align >= 16 and pitch * item % 16 == 0 else item
 
 
@@ -260,8 +263,8 @@ def candidates(gemm: Gemm, spec: DeviceSpec) -> Iterator[tuple[GemmSimtConfig, s
             thread_m=tile.thread_m,
             thread_n=tile.thread_n,
             stages=3 if asynchronous else 2,
-            vec_a=vector_bytes(gemm.a),
-            vec_b=vector_bytes(gemm.b),
+            vec_a=vector_bytes(gemm.a, gemm.a.row_stride if gemm.a.row_major else gemm.a.col_stride),
+            vec_b=vector_bytes(gemm.b, gemm.b.col_stride if gemm.b.col_major else gemm.b.row_stride),
             asynchronous=asynchronous,
         )
         yield config, supports(config, gemm, spec)

@@ -42,7 +42,11 @@ def f8(a: Array) -> Array:
 
 
 def check_exact(tokens: int, out: int, inner: int, dtype: np.dtype[Any]) -> None:
-    x, w, dy = ints(tokens, inner, dtype=dtype), ints(out, inner, dtype=dtype, seed=1), ints(tokens, out, dtype=dtype, seed=2)
+    x, w, dy = (
+        ints(tokens, inner, dtype=dtype),
+        ints(out, inner, dtype=dtype, seed=1),
+        ints(tokens, out, dtype=dtype, seed=2),
+    )
     testing.assert_same_bits(gl.linear(x, w), (f8(x) @ f8(w).T).astype(dtype))
     testing.assert_same_bits(gl.dgrad(dy, w), (f8(dy) @ f8(w)).astype(dtype))
     testing.assert_same_bits(gl.wgrad(dy, x), (f8(dy).T @ f8(x)).astype(dtype))
@@ -56,7 +60,9 @@ def test_exact_integers_on_every_arch(dtype: np.dtype[Any], arch: str) -> None:
         check_exact(33, 31, 17, dtype)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 33, 5), (31, 1, 16), (32, 32, 32), (33, 65, 1), (3, 37, 131)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (1, 33, 5), (31, 1, 16), (32, 32, 32), (33, 65, 1), (3, 37, 131)], ids=str
+)
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_exact_integers_at_the_edges_of_tiles(dtype: np.dtype[Any], shape: tuple[int, int, int]) -> None:
     check_exact(*shape, dtype)
@@ -118,7 +124,7 @@ def test_activation_forward_and_backward(dtype: np.dtype[Any], activation: str) 
     from gpulinear import reference
 
     bound = testing.gemm_bound(x, w.T, how, out_dtype=dtype, bias=b, activation=activation)
-    testing.assert_within(y, reference.activation(exact, activation), bound)
+    testing.assert_within(y, reference.activate(exact, activation), bound)
     dy = testing.normal((7, 33), dtype, 3)
     joint = gl.linear_backward(dy, x, w, activation=activation, preact=preact)
     dz = reference.round_to(reference.act_grad(dy, preact, activation), dtype)

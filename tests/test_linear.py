@@ -12,6 +12,8 @@ import gpulinear as gl
 from gpulinear import testing
 from gpulinear.testing import VIEWS
 
+pytestmark = pytest.mark.on_backend
+
 BF16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = [np.dtype("float64"), np.dtype("float32"), np.dtype("float16"), BF16]
 F32 = np.dtype("float32")
@@ -216,6 +218,6 @@ def test_slices_of_one_fused_buffer_are_legal() -> None:
         gl.linear(fused[:, :5], W, out=fused[:, 4:10])
 
 
-def test_the_emulator_is_refused_by_name() -> None:
-    with gl.host_backend("emulator"), pytest.raises(gl.BackendError, match="emulator"):
-        gl.linear(X, W)
+def test_a_precision_without_kernels_is_refused_by_name() -> None:
+    with gl.host_backend("emulator"), pytest.raises(gl.BackendError, match="IEEE precision, not tf32"):
+        gl.linear(X, W, precision="tf32")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +17,18 @@ import pytest
 import gpulinear as gl
 from gpulinear import check, cli
 from gpulinear import train as job
+from gpulinear.backends import reference
+from gpulinear.launch import kernel_names, launches, record, recorders
+
+from .fake_cupy import FakeCupy
+from .test_cuda_backend import device_array
+
+ROOT = Path(gl.__file__).parent.parent
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from gpulinear.cli import main; main()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, **env})
 
 
 def test_training_reaches_97_percent_and_repeats_its_bits() -> None:
@@ -51,14 +62,15 @@ def test_train_command_writes_weights_and_a_picture(tmp_path: Path) -> None:
 def test_json_and_exit_codes() -> None:
     done = run("train", "--steps", "5", "--backend", "reference", "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["backend"] == "reference"
-    emulator = run("train", "--backend", "emulator")
-    assert emulator.returncode == 3 and "emulator" in emulator.stderr
     assert run("train", "--dtype", "int8").returncode == 2
     assert run("train", "--backend", "gpu").returncode == 2
     assert run("--version").stdout == f"gpulinear {gl.__version__}\n"
     assert run("explain", "conv", "4", "4", "4").returncode == 2
     assert json.loads(run("info", "--json").stdout)["gpulinear"] == gl.__version__
     assert "gemm_simt" in run("explain", "wgrad", "4096", "64", "64", "--arch", "sm_80").stdout
+    joint = run("explain", "linear_backward", "4096", "64", "32")
+    assert joint.returncode == 0 and "dgrad 4096x32x64" in joint.stdout and "wgrad 64x32x4096" in joint.stdout
+    assert "column_sum" in joint.stdout
 
 
 def test_check_passes_here_and_fails_on_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +101,7 @@ def test_layer_forward_backward_and_accumulation() -> None:
 
 
 def test_messages_keep_their_brackets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def missing(_: object) -> None:
+    def missing(*_: object) -> None:
         raise gl.BackendError("pip install 'gpulinear[train]'")
 
     monkeypatch.setattr(job, "choose_backend", missing)
@@ -97,3 +109,168 @@ def test_messages_keep_their_brackets(monkeypatch: pytest.MonkeyPatch, capsys: p
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 3 and "gpulinear[train]" in capsys.readouterr().err
+
+
+def test_launches_are_counted_cold_and_warm_and_only_inside(fake_cupy: FakeCupy) -> None:
+    x, w, dy = device_array(40, 24), device_array(56, 24), device_array(40, 56)
+    gl.linear(x, w)
+    with launches() as outer:
+        gl.linear(x, w)
+        with launches() as inner:
+            gl.linear(x, w)
+            gl.bgrad(dy)
+        gl.linear(device_array(0, 24), w)  # nothing to launch
+    gl.linear(x, w)
+    (name,) = kernel_names(gl.explain("linear", x, w))
+    assert name.startswith("gemm_simt ") and "x" in name.split()[1]
+    assert inner == {name: 1, "column_sum": 1} and outer == {name: 2, "column_sum": 1}
+    assert recorders == []
+
+
+@pytest.fixture
+def fake_emulator(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """The emulator backend replaced by the reference, which claims to have launched the plan's kernels."""
+    fake = types.ModuleType("gpulinear.backends.emulator")
+    ran: list[str] = []
+
+    class Total:
+        def __init__(self, ratio: float) -> None:
+            self.ratio, self.requests = ratio, 0 if ratio == 0 else 9
+
+    class Counters:
+        def __init__(self, ratios: dict[str, float]) -> None:
+            self.total: Callable[[str], Total] = lambda space: Total(ratios[space])
+
+    def execute(plan: Any, problems: Any, arrays: Any) -> None:
+        reference.run(problems, arrays)
+        ran[:] = kernel_names(plan)
+        if recorders:
+            record(ran)
+
+    def last_results() -> list[tuple[str, Any]]:
+        counted = {"shared": 0.0 if ran[0] == "column_sum" else 1.25, "global": 1.5 if len(ran) > 1 else 2.5}
+        return [(name.split()[0], types.SimpleNamespace(counters=Counters(counted))) for name in ran]
+
+    fake.execute, fake.last_results = execute, last_results  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gpulinear.backends.emulator", fake)
+    monkeypatch.setattr("gpulinear.backends.emulator", fake, raising=False)
+    return fake
+
+
+def test_training_tells_which_kernels_ran(fake_emulator: types.ModuleType) -> None:
+    result = job.train(job.Settings(backend="emulator", arch="sm_75", steps=3, hidden=16))
+    gemms = sum(count for name, count in result.kernels.items() if name.startswith("gemm_simt "))
+    # 3 steps of 2 layers: forward, dgrad, wgrad; then 2 layers on the test set.
+    assert gemms >= 3 * 2 * 3 + 2 and result.kernels["act_grad"] == 3 and result.kernels["column_sum"] >= 3
+    assert job.train(job.Settings(backend="reference", steps=1)).kernels == {}
+
+
+def cli_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of the command line in this process."""
+    monkeypatch.setattr(sys, "argv", ["gpulinear", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+def test_check_shows_what_the_emulator_counted(
+    fake_emulator: types.ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check, "DTYPES", ("float32",))
+    monkeypatch.setattr(check, "EMULATED_SHAPES", ((3, 5, 7),))
+    assert cli_main(monkeypatch, "check", "--backend", "emulator", "--arch", "sm_80", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert len(answer["rows"]) == 12 and answer["failed"] == 0
+    assert answer["traffic"]["gemm_simt"] == {"banks": 1.25, "sectors": 2.5}
+    assert answer["traffic"]["column_sum"] == {"banks": None, "sectors": 2.5}
+    assert cli_main(monkeypatch, "check", "--backend", "emulator") == 0
+    shown = capsys.readouterr().out
+    assert "bank conflicts" in shown and "1.25" in shown and "2.50" in shown and "12 right, 0 wrong" in shown
+    assert check.total("reference") == 12 * len(check.SHAPES)
+
+
+def test_arch_is_the_emulators(fake_emulator: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    real = fake_emulator.execute
+
+    def execute(plan: Any, problems: Any, arrays: Any) -> None:
+        seen.add(plan.arch)
+        real(plan, problems, arrays)
+
+    monkeypatch.setattr(fake_emulator, "execute", execute)
+    command = ("train", "--backend", "emulator", "--steps", "1", "--hidden", "8")
+    assert cli_main(monkeypatch, *command, "--arch", "sm_80") == 0 and seen == {"sm_80"}
+    assert cli_main(monkeypatch, *command) == 0 and seen == {"sm_80", "sm_90a"}
+    assert cli_main(monkeypatch, *command, "--arch", "sm_70") == 3
+    for command in (("train", "--steps", "1"), ("check",)):
+        for backend in ("auto", "reference", "cuda"):
+            assert cli_main(monkeypatch, *command, "--backend", backend, "--arch", "sm_80") == 2
+
+
+def test_outputs_are_checked_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(job, "train", refuse)
+    (tmp_path / "dir.png").mkdir()
+    (tmp_path / "file").write_text("")
+    for option, path in (
+        ("--save", tmp_path / "none" / "w.npz"),
+        ("--save", tmp_path),
+        ("--save", tmp_path / "file" / "w.npz"),
+        ("--plot", tmp_path / "none" / "p.png"),
+        ("--plot", tmp_path / "dir.png"),
+        ("--plot", tmp_path / "p.what"),
+        ("--plot", tmp_path / "p"),
+    ):
+        assert cli_main(monkeypatch, "train", option, str(path)) == 2
+        message = capsys.readouterr().err
+        assert f"error: {option} must" in message and message.count("\n") == 1
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert cli_main(monkeypatch, "train", "--plot", str(tmp_path / "p.png")) == 3
+    assert "gpulinear[train]" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dir.png", "file"]
+
+
+def test_the_check_of_outputs_leaves_files_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "w.npz").write_bytes(b"old")
+    job.check_outputs(tmp_path / "w.npz", tmp_path / "p.PDF")
+    job.check_outputs(None, None)
+    assert (tmp_path / "w.npz").read_bytes() == b"old" and not (tmp_path / "p.PDF").exists()
+
+
+BLOCK = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("cupy", "cuda"):
+            raise {error}
+sys.meta_path.insert(0, Block())
+"""
+ABSENT = 'ModuleNotFoundError(f"No module named {name!r}", name=name)'
+
+
+@pytest.mark.parametrize("error", [ABSENT, 'OSError("libcudart is broken")', 'AttributeError("numpy is too new")'])
+def test_the_command_line_without_cupy_and_cuda_bindings(tmp_path: Path, error: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BLOCK.format(error=error))
+    env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "GPULINEAR_CACHE": str(tmp_path / "cache")}
+    said = "not installed" if error == ABSENT else error.split('"')[1]
+
+    facts = json.loads(run("info", "--json", **env).stdout)
+    assert said in facts["kernels on a GPU"] and said in facts["kernels compiled"]
+    assert facts["nvrtc"] is None and facts["devices"] == []
+    assert json.loads(run("info", "--json", GPULINEAR_HOST_BACKEND="what", **env).stdout)["host backend"].endswith(
+        "'what'"
+    )
+
+    trained = run("train", "--steps", "3", "--json", **env)
+    assert json.loads(trained.stdout)["backend"] == "reference", trained.stderr
+    assert "gemm_simt" in run("explain", "linear_backward", "64", "32", "16", **env).stdout
+
+    for command in (("train", "--backend", "cuda"), ("check", "--backend", "cuda"), ("check", "--backend", "emulator")):
+        refused = run(*command, **env)
+        assert refused.returncode == 3 and "Traceback" not in refused.stderr
+        (line,) = [line for line in refused.stderr.splitlines() if "error:" in line]
+        assert said in line

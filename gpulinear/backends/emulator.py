@@ -30,53 +30,56 @@ def last_results() -> list[tuple[str, Result]]:
     return list(_results)
 
 
-def _element_mask(array: np.ndarray[Any, Any], low: int, nbytes: int) -> np.ndarray[Any, Any]:
-    """Which bytes of the range belong to elements of the array: what lies between them is out of bounds."""
-    mask = np.zeros(nbytes, bool)
-    start = array.__array_interface__["data"][0] - low
-    strides = (*array.strides, 1)
-    shape = (*array.shape, array.itemsize)
-    window = np.lib.stride_tricks.as_strided(mask[start:], shape, strides)
+def _mark_elements(array: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> None:
+    """Sets the bytes of the array's elements; what lies between them stays out of bounds. Entry 0 is its first byte."""
+    window = np.lib.stride_tricks.as_strided(mask, (*array.shape, array.itemsize), (*array.strides, 1))
     window[...] = True
-    return mask
 
 
 class _Placed:
-    """A NumPy array copied into the emulator's memory."""
+    """A NumPy array copied into the emulator's memory; ``pointer`` is its address there."""
 
     def __init__(
         self, memory: GlobalMemory, name: str, array: np.ndarray[Any, Any], written: bool, fresh: bool
     ) -> None:
         view = describe(name, array)
         low, high = view.byte_range()
-        self.array, self.written = array, written
-        self.nbytes = high - low
-        mask = _element_mask(array, low, self.nbytes) if self.nbytes else None
-        self.start = view.pointer - low
+        self.name, self.array, self.written = name, array, written and array.size > 0
         # The copy keeps the array's alignment, which decides between loads of 16 bytes and of one element.
-        self.skew = low % 128
-        self.base = memory.alloc(
-            self.nbytes + self.skew,
-            valid_mask=None if mask is None else np.concatenate([np.zeros(self.skew, bool), mask]),
-            initialised=not fresh,
-            readonly=not written,
-            name=name,
-        )
-        self.bytes = memory.view(self.base + self.skew, self.nbytes)
-        self.bytes[...] = 0xFF
-        if not fresh and self.nbytes:
+        skew = low % 128
+        self.start = view.pointer - low + skew  # of the first element, in the allocation
+        nbytes = high - low + skew
+        self.mask = np.zeros(nbytes, bool)
+        if array.size:
+            _mark_elements(array, self.mask[self.start :])
+        base = memory.alloc(nbytes, valid_mask=self.mask, initialised=not fresh, readonly=not written, name=name)
+        self.pointer = base + self.start
+        self.allocation = memory.allocation_at(base)
+        if not fresh and array.size:
             self._elements()[...] = array
-        self.pointer = self.base + self.skew + self.start
+
+    def _bytes(self, of: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        assert self.allocation is not None
+        lead = self.allocation.start - self.allocation.base
+        return of[lead : lead + len(self.mask)]
 
     def _elements(self) -> np.ndarray[Any, Any]:
         """The emulator's copy with the shape and strides of the array."""
-        elements: np.ndarray[Any, Any] = np.ndarray(self.array.shape, self.array.dtype, self.bytes.data, self.start, self.array.strides)
+        assert self.allocation is not None
+        data = self._bytes(self.allocation.bytes).data
+        elements: np.ndarray[Any, Any] = np.ndarray(
+            self.array.shape, self.array.dtype, data, self.start, self.array.strides
+        )
         return elements
 
     def copy_back(self) -> None:
-        """The results, into the caller's array."""
-        if self.written and self.nbytes:
-            self.array[...] = self._elements()
+        """The results, into the caller's array. KernelFault if a kernel left a byte of them unwritten."""
+        if not self.written or self.allocation is None:
+            return
+        missing = int(np.count_nonzero(self.mask & (self._bytes(self.allocation.written) == 0)))
+        if missing:
+            raise KernelFault(f"the kernels left {missing} of {int(self.mask.sum())} bytes of {self.name} unwritten")
+        self.array[...] = self._elements()
 
 
 def _read_outputs(problems: Sequence[Problem]) -> set[str]:

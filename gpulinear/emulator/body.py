@@ -22,7 +22,7 @@ _LOC = re.compile(
 _LABEL = re.compile(rf"({IDENTIFIER})\s*:(?!:)", re.ASCII)
 _NAME = re.compile(IDENTIFIER, re.ASCII)
 _INSTRUCTION = re.compile(
-    rf"(?:@\s*(!?)\s*({IDENTIFIER})\s+)?([a-z]\w*(?:\s*(?:\.|::)\w+)*)(?![\w$.:%]|\s*:)"
+    rf"(?:@\s*(!?)\s*({IDENTIFIER})\s+)?([a-z]\w*(?:(?:\.|::)\w+|\s+\.[a-z]\w*)*)(?![\w$.:%]|\s*:)"
     r"([^;{}]*(?:\{[^;{}]*\}[^;{}]*)*);",
     re.ASCII,
 )

@@ -122,9 +122,9 @@ class GlobalMemory(Arena):
             _count(part, shape, "write", False)
         return seen
 
-    def fence(self, lanes: Lanes, scope: str = "gpu") -> None:
+    def fence(self, lanes: Lanes, scope: str = "gpu", sem: str = "acq_rel") -> None:
         """A memory fence of these lanes: call it before ``Clocks.fence_memory`` of the same fence."""
-        self.order.fence(lanes, scope)
+        self.order.fence(lanes, scope, sem)
 
     # Accesses of asynchronous operations
 
@@ -265,7 +265,7 @@ class GlobalMemory(Arena):
             self._check_order(lanes, block, shape, base, address, how, "writes")
         if block.nc_read and (which := block.read_by_nc(shape, base)).any():
             _report_nc(lanes, block, address, which, "writes bytes that were read with ld.global.nc")
-        stamp = self.order.stamp(order_of(lanes.cta), lanes.instruction, how.level, column, value)
+        stamp = self.order.stamp(order_of(lanes.cta), lanes.instruction, how, column, value)
         block.mark(shape, base, (stamp + lanes.threads).astype(np.uint32))
 
     def _check_order(
@@ -278,7 +278,10 @@ class GlobalMemory(Arena):
             _report_nc(lanes, block, address, stamps.any(axis=1), "reads with ld.global.nc bytes that were written")
         width = 1 if (stamps == stamps[:, :1]).all() else shape.nbytes
         flat = stamps[:, :width].reshape(-1)
-        bad = self.order.unordered(order_of(lanes.cta), np.repeat(lanes.threads, width), flat, how)
+        me = order_of(lanes.cta)
+        if width == 1 and self.order.own(me, lanes.threads, flat):
+            return
+        bad = self.order.unordered(me, np.repeat(lanes.threads, width), flat, how)
         if not bad.any():
             return
         writer, thread = self.order.writer(int(flat[bad][0]))

@@ -4,13 +4,13 @@ Every byte remembers its last writer of this launch: a store, the thread, the th
 access to the byte, by whichever thread, has to be ordered after that write:
 
 - inside a cluster by what orders threads there: barriers, mbarriers, __syncwarp;
-- between any threads by publishing (PTX ISA 8.7, release and acquire patterns, at the scope of both sides): the writer
-  (or a thread ordered after it) executes a fence and then a strong write of some location, or a .release write; the
-  reader (or a thread ordered before it) reads that value with .acquire, or reads it with a strong read and then
-  executes a fence. Read-modify-writes of others in between do not break the chain, plain stores do.
+- between any threads by publishing (PTX ISA 8.8, release and acquire patterns; both scopes must include the other):
+  the writer (or a thread ordered after it) executes a fence and then a strong write of some location, or a .release
+  write; the reader (or a thread ordered before it) reads that value with .acquire, or reads it with a strong read, not
+  a red, and then executes a fence. Atomics of others in between do not break the chain, stores do (8.9.2).
 
-Strong accesses (relaxed, acquire, release, volatile, atomic) do not conflict with each other where each scope includes
-the other's thread. Stricter than hardware: a fence counts only for what its own thread knew when it executed it, both
+Strong accesses (relaxed, acquire, release, volatile, atomic) do not conflict with each other where they are morally
+strong (8.7): each scope includes the other's thread, and they have the same size. Stricter than hardware: a fence counts only for what its own thread knew when it executed it, both
 fences are needed, and .cta fences make relaxed writes publish nothing. Not seen: a write after another thread's read
 (in another order of the CTAs it is a read after a write), and ordering through strong accesses to shared memory.
 """
@@ -43,12 +43,18 @@ _MAX_WRITERS = 1 << (32 - THREAD_BITS)
 
 @dataclass(frozen=True)
 class How:
-    """The qualifiers of a memory access: ``level`` is WEAK, or for strong accesses the scope's number in SCOPES."""
+    """The qualifiers of a memory access.
+
+    ``level`` is WEAK, or for strong accesses the scope's number in SCOPES; ``size`` is the size of an element, and
+    ``reads`` is False for red, which returns nothing and so acquires nothing.
+    """
 
     level: int = WEAK
     acquire: bool = False
     release: bool = False
     nc: bool = False
+    size: int = 0
+    reads: bool = True
 
 
 PLAIN = How()
@@ -66,7 +72,7 @@ class Writer:
     cluster: Index
     first_agent: int
     now: Array
-    level: int
+    how: How
     column: int | None = None
     value: int = 0
 
@@ -140,9 +146,7 @@ class GlobalOrder:
 
     # Writers
 
-    def stamp(
-        self, me: CtaOrder, instruction: Instruction, level: int, column: int | None = None, value: int = 0
-    ) -> int:
+    def stamp(self, me: CtaOrder, instruction: Instruction, how: How, column: int | None = None, value: int = 0) -> int:
         """The stamp of bytes written now, to which the thread number in its CTA is to be added; 0 is nobody."""
         key = (me.cta, instruction.index)
         newest = self._newest.get(key)
@@ -150,7 +154,7 @@ class GlobalOrder:
             return (newest + 1) << THREAD_BITS
         if len(self.writers) >= _MAX_WRITERS - 1:
             raise BudgetError(f"more than {_MAX_WRITERS - 1} stores to global memory in one launch")
-        writer = Writer(instruction, me.cta, me.cluster, me.first_agent, me.clocks.now, level, column, value)
+        writer = Writer(instruction, me.cta, me.cluster, me.first_agent, me.clocks.now, how, column, value)
         self.writers.append(writer)
         if column is None:
             self._newest[key] = len(self.writers) - 1
@@ -160,6 +164,14 @@ class GlobalOrder:
         """Who wrote a byte with this stamp: the store and the thread in its CTA."""
         return self.writers[(stamp >> THREAD_BITS) - 1], stamp & ((1 << THREAD_BITS) - 1)
 
+    def own(self, me: CtaOrder, threads: Array, stamps: Array) -> bool:
+        """Whether each thread accesses what it wrote itself, all of it in one store: the common case."""
+        number: int = stamps.item(0) >> THREAD_BITS
+        if number == 0 or not (stamps == threads + (number << THREAD_BITS)).all():
+            return False
+        writer = self.writers[number - 1]
+        return writer.cta == me.cta and writer.column is None
+
     def unordered(self, me: CtaOrder, threads: Array, stamps: Array, how: How) -> Array:
         """For each (thread, stamp of a byte it accesses now) whether nothing orders it after that write."""
         answer = np.zeros(len(stamps), bool)
@@ -167,7 +179,8 @@ class GlobalOrder:
             if number == 0:
                 continue
             writer = self.writers[number - 1]
-            if writer.column is None and _accepts(me, writer.level, writer.cta, writer.cluster, how.level):
+            morally_strong = writer.column is None and writer.how.size == how.size
+            if morally_strong and _accepts(me, writer.how.level, writer.cta, writer.cluster, how.level):
                 continue
             which = np.flatnonzero(stamps >> THREAD_BITS == number)
             columns, values = self._event(writer, stamps[which])
@@ -196,14 +209,14 @@ class GlobalOrder:
 
     # Publishing
 
-    def fence(self, lanes: Lanes, scope: str) -> None:
+    def fence(self, lanes: Lanes, scope: str, sem: str) -> None:
         """A memory fence: what its threads read strongly before is acquired, what they know can be published."""
         me, level = order_of(lanes.cta), SCOPES[scope]
-        if level >= SCOPES["cluster"]:
+        if level >= SCOPES["cluster"] and sem != "acquire":
             if me.fenced is None:
                 me.fenced = np.full(lanes.cta.thread_count, WEAK, np.int8)
             me.fenced[lanes.threads] = level
-        if me.pending:
+        if me.pending and sem != "release":
             for thread in lanes.threads.tolist():
                 waiting = me.pending.pop(thread, [])
                 later = [p for p in waiting if not self._acquire(me, thread, p, level)]
@@ -240,7 +253,8 @@ class GlobalOrder:
         if not self._published and not how.release and me.fenced is None:
             return
         for thread, place in zip(lanes.threads.tolist(), address.tolist(), strict=True):
-            self._read_one(me, thread, place, how)
+            if how.reads:
+                self._read_one(me, thread, place, how)
             self._publish(me, thread, place, nbytes, how)
 
     def _read_one(self, me: CtaOrder, thread: int, address: int, how: How) -> None:

@@ -145,8 +145,8 @@ class Entry:
     """A kernel; ``labels`` maps a label to an instruction index, ``targets`` a branch list to labels.
 
     ``registers`` has the type of every register that an instruction names. ``directives`` has the numbers of
-    ``.maxntid`` and its like by name, without the dot (an empty list for flags). Names of inner scopes end in "@" and a
-    number, everywhere alike.
+    ``.maxntid`` and its like by name, without the dot: three for sizes, none for flags. Names of inner scopes end in
+    "@" and a number, everywhere alike.
     """
 
     name: str

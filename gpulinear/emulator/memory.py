@@ -99,12 +99,13 @@ def update(
     seen = faults.poison(len(address), kind.itemsize * count).view(kind).reshape(-1, count)
     for part, kindred, near, which in _windows(lanes, space, address):
         step = _for_lanes(step_in("global" if kindred == "global" else "shared"), which)
-        if kindred in ("shared", "shared::cluster"):
+        if kindred in ("shared", "shared::cluster") and count == 1:
             old = update_shared(part, near, kind, count, step, kindred == "shared::cluster")
         elif kindred == "global":
             old = part.cta.launch.memory.update(part, near, kind, count, step, how)
         else:
-            faults.wrong_space(part, f"an atomic on .{kindred} memory; only .global and .shared have them", near)
+            where = "only .global and .shared have them" if count == 1 else "vectors are for .global"
+            faults.wrong_space(part, f"an atomic on .{kindred} memory; {where}", near)
             continue
         seen[slice(None) if which is None else which] = old
     return list(seen.T)

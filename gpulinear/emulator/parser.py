@@ -130,4 +130,4 @@ def _entry_directive(cursor: Cursor, entry: Entry) -> None:
     numbers = [cursor.integer(f"the value of .{name}")] if least else []
     while numbers and len(numbers) < most and cursor.accept(","):
         numbers.append(cursor.integer(f"the value of .{name}"))
-    entry.directives[name] = numbers
+    entry.directives[name] = numbers + [1] * (most - len(numbers))  # sizes that are not given are 1

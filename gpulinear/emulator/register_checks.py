@@ -45,14 +45,17 @@ def checked(step: Step, bound: Bound, layout: Layout, tracked: frozenset[Key], i
                     which=unwritten,
                 )
         if rows:
-            pending = cta.state("wgmma pending rows", set[int])
-            if not pending.isdisjoint(rows):
-                names = ", ".join(key[1] for key, row in zip(touched, rows, strict=True) if row in pending)
-                Lanes(cta, threads, instruction).report(
-                    "wgmma in flight",
-                    f"{names} is touched while a wgmma.mma_async that uses it may still run",
-                    "wgmma.commit_group and wgmma.wait_group before the registers are used",
-                )
+            flying = cta.state("wgmma pending rows", dict[int, set[int]])
+            for warpgroup in flying and np.unique(threads >> 7).tolist():
+                pending = flying.get(warpgroup, set())
+                if not pending.isdisjoint(rows):
+                    names = ", ".join(key[1] for key, row in zip(touched, rows, strict=True) if row in pending)
+                    Lanes(cta, threads, instruction).report(
+                        "wgmma in flight",
+                        f"{names} is touched while a wgmma.mma_async that uses it may still run",
+                        "wgmma.commit_group and wgmma.wait_group before the registers are used",
+                        which=threads >> 7 == warpgroup,
+                    )
         step(cta, sel)
         for key in writes:
             cta.written[key][threads] = True

@@ -127,7 +127,10 @@ for _name, _bits, _accumulator, *_formulas in SHAPES:
     for _which, _size, _formula in zip("abc", _sizes, _formulas, strict=True):
         CASES.append((f"{_name} {_size} {_which}", shape_of(_name, _bits, _accumulator), _which, _size, _formula))
 CASES = [(label, getattr(shape, which), size, formula) for label, shape, which, size, formula in CASES]
-CASES += [("wgmma a 16", fragments.wgmma_a(16), 16, a_wgmma_16), ("wgmma a tf32", fragments.wgmma_a(32), 32, a_wgmma_tf32)]
+CASES += [
+    ("wgmma a 16", fragments.wgmma_a(16), 16, a_wgmma_16),
+    ("wgmma a tf32", fragments.wgmma_a(32), 32, a_wgmma_tf32),
+]
 CASES += [(f"wgmma d {n} {bits}", fragments.wgmma_d(n, bits), bits, d_wgmma) for n in (8, 24, 256) for bits in (16, 32)]
 
 

@@ -162,7 +162,8 @@ def test_dot_products(a_kind, b_kind):
 
 
 @pytest.mark.parametrize(
-    "name", ["add.cc.u32", "addc.u32", "mad.lo.cc.u32", "add.sat.u32", "mul.wide.u64", "abs.u32", "min.relu.u32", "add.u8"]
+    "name",
+    ["add.cc.u32", "addc.u32", "mad.lo.cc.u32", "add.sat.u32", "mul.wide.u64", "abs.u32", "min.relu.u32", "add.u8"],
 )
 def test_what_does_not_exist_or_keeps_a_carry_is_refused(name):
     with pytest.raises(NotModelledError, match="not modelled"):

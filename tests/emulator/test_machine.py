@@ -130,11 +130,14 @@ def test_out_of_bounds_names_the_allocation_and_the_thread() -> None:
 
 
 def test_an_uninitialised_register_is_found_where_it_is_read() -> None:
-    body = """
+    body = (
+        """
     mov.u32 %r1, %tid.x;
     setp.lt.u32 %p1, %r1, 5;
     @%p1 mov.u32 %r9, 7;
-""" + STORE
+"""
+        + STORE
+    )
     got, result = launch(kernel(body), 32, 32)
     (finding,) = result.report.findings
     assert finding.kind == "uninitialised register" and finding.count == 27 and finding.threads[0] == 5
@@ -142,18 +145,22 @@ def test_an_uninitialised_register_is_found_where_it_is_read() -> None:
 
 
 def test_a_write_under_a_guard_and_its_opposite_initialise() -> None:
-    body = """
+    body = (
+        """
     mov.u32 %r1, %tid.x;
     setp.lt.u32 %p1, %r1, 5;
     @%p1 mov.u32 %r9, 7;
     @!%p1 mov.u32 %r9, 8;
-""" + STORE
+"""
+        + STORE
+    )
     got, result = launch(kernel(body), 32, 32)
     assert not result.report.findings and (got == np.where(np.arange(32) < 5, 7, 8)).all()
 
 
 def test_a_deadlock_says_who_waits_where() -> None:
-    body = """
+    body = (
+        """
     mov.u32 %r9, %tid.x;
     setp.lt.u32 %p1, %r9, 32;
     @%p1 bra A;
@@ -161,7 +168,9 @@ def test_a_deadlock_says_who_waits_where() -> None:
     bra E;
 A:  bar.sync 2, 64;
 E:
-""" + STORE
+"""
+        + STORE
+    )
     with pytest.raises(DeadlockError, match=r"threads 0\.\.31") as caught:
         launch(kernel(body), 64, 64)
     assert "bar.sync 1" in str(caught.value) and "bar.sync 2" in str(caught.value)
@@ -230,7 +239,8 @@ def test_launch_arguments_are_checked() -> None:
 
 
 def test_brx_jumps_through_its_table() -> None:
-    body = """
+    body = (
+        """
     mov.u32 %r1, %tid.x;
     rem.u32 %r2, %r1, 3;
     ts: .branchtargets A, B, C;
@@ -241,13 +251,16 @@ B:  mov.u32 %r9, 20;
     bra E;
 C:  mov.u32 %r9, 30;
 E:
-""" + STORE
+"""
+        + STORE
+    )
     got, result = launch(kernel(body), 40, 40)
     assert (got == np.array([10, 20, 30])[np.arange(40) % 3]).all() and not result.report.findings
 
 
 def test_module_variables_have_their_initial_values() -> None:
-    body = """
+    body = (
+        """
     mov.u32 %r1, %tid.x;
     mov.u64 %d1, table;
     mul.wide.u32 %d2, %r1, 4;
@@ -255,20 +268,25 @@ def test_module_variables_have_their_initial_values() -> None:
     ld.const.u32 %r2, [%d3];
     ld.global.u32 %r3, [counter];
     add.s32 %r9, %r2, %r3;
-""" + STORE
+"""
+        + STORE
+    )
     declarations = ".const .align 4 .u32 table[4] = {11, 22, 33, 44};\n.global .align 4 .u32 counter = 1000;"
     got, result = launch(kernel(body, declarations=declarations), 4, 4)
     assert (got == [1011, 1022, 1033, 1044]).all() and not result.report.findings, result.report
 
 
 def test_a_warp_collective_with_a_missing_lane_is_refused() -> None:
-    body = """
+    body = (
+        """
     mov.u32 %r1, %tid.x;
     mov.u32 %r9, 0;
     setp.eq.u32 %p1, %r1, 3;
     @%p1 bra E;
     shfl.sync.bfly.b32 %r9, %r1, 1, 31, 0xffffffff;
 E:
-""" + STORE
+"""
+        + STORE
+    )
     _, result = launch(kernel(body), 32, 32)
     assert result.report.findings

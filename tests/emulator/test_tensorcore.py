@@ -292,6 +292,10 @@ def test_a_zero_does_not_take_part_in_the_alignment():
 def test_zeros_sum_to_plus_zero():
     assert math.copysign(1.0, dot("f16", "sm_90a", [-0.0, 0.0], [1.0, -1.0], -0.0)) == 1.0
     assert math.copysign(1.0, dot("f16", "sm_90a", [-0.0, 0.0], [1.0, -1.0], -0.0, np.float16)) == 1.0
+    a = np.float16([[-0.0, -0.0], [1.0, 1.0]]).view(np.uint16)  # the second row takes both off the short way
+    b = np.float16([[1.0], [2.0**-14]]).view(np.uint16)
+    d = tensorcore.multiply_add(a, b, np.float32([[-0.0], [2.0**12 + 2.0**-11]]), "f16", "sm_90a")
+    assert d.view(np.uint32)[0, 0] == 0
 
 
 def test_the_accumulator_is_aligned_too():
@@ -310,6 +314,19 @@ def test_float16_accumulators_have_their_own_smallest_exponent():
     """2^-48 is lost beside a subnormal accumulator, so the sum is a tie."""
     even = 2 * 2.0**-24
     assert dot("f16", "sm_90a", [2.0**-12, 2.0**-24], [2.0**-13, 2.0**-24], even, np.float16) == even
+
+
+def test_an_overflow_leaves_its_neighbours_alone():
+    """The first result overflows in the first step, the second is a tie in the second step if 2^-15 is cut."""
+    a = np.zeros((1, 16), np.float16)
+    b = np.zeros((16, 2), np.float16)
+    a[0, 0], b[0, 0] = 4, 4
+    a[0, 8], b[8, 1], a[0, 9], b[9, 1] = 4, 4, 2.0**-8, 2.0**-7
+    c = np.float16([[65504, 2.0**15]])
+    bits = a.view(np.uint16), b.view(np.uint16)
+    d = tensorcore.multiply_add(*bits, c, "f16", "sm_80")
+    assert d.tolist() == [[math.inf, 2.0**15]]
+    assert (d.view(np.uint16) == expected(*bits, c, "f16", "sm_80")).all()
 
 
 def test_lowest_bit():

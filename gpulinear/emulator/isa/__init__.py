@@ -67,16 +67,20 @@ Factory = Callable[[Form], Semantics]
 FILES: tuple[str, ...] = (
     "arith",
     "async_copy",
+    "atomics",
     "bits",
+    "bulk",
+    "cluster",
     "compare",
     "convert",
     "floating",
     "half",
     "logic",
     "matrix",
-    "memory",
     "mbarrier",
+    "memory",
     "move",
+    "tma",
     "wgmma",
 )
 """The files of this folder that hold instructions."""

@@ -218,8 +218,8 @@ def _bytes(word: Array, count: int, width: int, signed: bool) -> list[Array]:
 
 def _dot(form: Form, shift: int, width: int, count: int) -> Semantics:
     """c plus the sum of products of fields; sums wrap in 32 bits, so their signedness does not matter."""
-    result = DTYPES[form["C"]]
     a_signed, b_signed = form["A"] == "s32", form["B"] == "s32"
+    result = np.int32 if a_signed or b_signed else np.uint32
 
     def dot(a: Array, b: Array, c: Array) -> Array:
         total: Array = c.view(np.int32)
@@ -231,17 +231,15 @@ def _dot(form: Form, shift: int, width: int, count: int) -> Semantics:
     return dot
 
 
-def _with_sum(form: Form) -> Form:
-    return form | {"C": "u32" if form["A"] == form["B"] == "u32" else "s32"}
-
-
 @elementwise("dp4a.<A:u32>.<B:u32>", "=u32, A, B, u32", "9.7.1.23")
-@elementwise("dp4a.<A:u32|s32>.<B:u32|s32>", "=s32, A, B, s32", "9.7.1.23")
+@elementwise("dp4a.<A:u32>.<B:s32>", "=s32, A, B, s32", "9.7.1.23")
+@elementwise("dp4a.<A:s32>.<B:u32|s32>", "=s32, A, B, s32", "9.7.1.23")
 def dp4a(form: Form) -> Semantics:
-    return _dot(_with_sum(form), 0, 8, 4)
+    return _dot(form, 0, 8, 4)
 
 
 @elementwise("dp2a.<part:lo|hi>.<A:u32>.<B:u32>", "=u32, A, B, u32", "9.7.1.24")
-@elementwise("dp2a.<part:lo|hi>.<A:u32|s32>.<B:u32|s32>", "=s32, A, B, s32", "9.7.1.24")
+@elementwise("dp2a.<part:lo|hi>.<A:u32>.<B:s32>", "=s32, A, B, s32", "9.7.1.24")
+@elementwise("dp2a.<part:lo|hi>.<A:s32>.<B:u32|s32>", "=s32, A, B, s32", "9.7.1.24")
 def dp2a(form: Form) -> Semantics:
-    return _dot(_with_sum(form), 16 if form["part"] == "hi" else 0, 16, 2)
+    return _dot(form, 16 if form["part"] == "hi" else 0, 16, 2)

@@ -128,18 +128,15 @@ def copies_of(lanes: Lanes) -> Copies:
     return lanes.cta.state("cp.async", make)
 
 
-def _destination(lanes: Lanes, offsets: Array, size: int) -> Array | None:
-    """The lanes whose destination is valid, None if all are; the others are reported."""
-    shape, base = shape_of(offsets, size, lanes.threads)
+def _valid_destinations(lanes: Lanes, offsets: Array, size: int) -> Array:
+    """The lanes whose destination is valid; the others are reported."""
     shared = lanes.cta.shared
-    if shape.aligned and shared.within(base + shape.low, base + shape.high):
-        return None
     inside = shared.inside(offsets, size)
     if not inside.all():
         first = int(offsets[~inside][0])
         where = faults.nearest(first, size, [(r.start, r.stop - r.start, r.name) for r in shared.regions])
         faults.out_of_bounds(lanes, "copies to", offsets, ~inside, size, where)
-    return inside & faults.aligned(lanes, "copies to", offsets, size, size)
+    return np.asarray(inside & faults.aligned(lanes, "copies to", offsets, size, size))
 
 
 def _source(lanes: Lanes, addresses: Array, size: int, sizes: Array) -> Array:
@@ -170,18 +167,19 @@ def _issue(lanes: Lanes, offsets: Array, addresses: Array, size: int, sizes: Arr
             which=sizes > size,
         )
         sizes = np.minimum(sizes, size)
-    valid = _destination(lanes, offsets, size)
-    if valid is not None:
+    shape, base = shape_of(offsets, size, lanes.threads)
+    if not (shape.aligned and lanes.cta.shared.within(base + shape.low, base + shape.high)):
+        valid = _valid_destinations(lanes, offsets, size)
         if not valid.any():
             return
         lanes = Lanes(lanes.cta, lanes.threads[valid], lanes.instruction)
         offsets, addresses, sizes = offsets[valid], addresses[valid], sizes[valid]
+        shape, base = shape_of(offsets, size, lanes.threads)
     units = _source(lanes, addresses, size, sizes)
     cta, state = lanes.cta, copies_of(lanes)
     agents, values = agents_of(lanes), state.number[lanes.threads]
     channels = cta.cluster.clocks.cp_async_channels(agents)
     cta.races.async_write(agents, channels, values, offsets, size, lanes.instruction, generic=True)
-    shape, base = shape_of(offsets, size, lanes.threads)
     counters = cta.launch.counters
     counters.shared(lanes.instruction, *shape.wavefronts, shape.requests)
     counters.moved("shared", "write", size * len(offsets))

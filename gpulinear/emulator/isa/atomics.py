@@ -9,6 +9,7 @@ Refused: .b128, and the vector forms of 16-bit types.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from gpulinear.emulator import floats, memory
 from gpulinear.emulator.block import Step
 from gpulinear.emulator.conversions import narrow, to_float
+from gpulinear.emulator.errors import NotModelledError
 from gpulinear.emulator.isa import Form, Semantics, effect
 from gpulinear.emulator.isa.memory import check_policy, how_of, space_of
 from gpulinear.emulator.lanes import Lanes
@@ -31,11 +33,15 @@ _SCOPE = "<scope:cta|cluster|gpu|sys>"
 
 
 def _wrapping_inc(a: Array, b: Array) -> Array:
-    return np.where(a >= b, np.uint32(0), a + np.uint32(1))
+    return np.asarray(np.where(a >= b, np.uint32(0), a + np.uint32(1)))
 
 
 def _wrapping_dec(a: Array, b: Array) -> Array:
-    return np.where((a == 0) | (a > b), b, a - np.uint32(1))
+    return np.asarray(np.where((a == 0) | (a > b), b, a - np.uint32(1)))
+
+
+def _compare_and_swap(a: Array, b: Array, c: Array) -> Array:
+    return np.asarray(np.where(a == b, c, a))
 
 
 def _add_half(kind: str) -> Operation:
@@ -47,7 +53,7 @@ _SCALAR: dict[str, tuple[str, Operation]] = {
     "or": ("b32|b64", lambda a, b: a | b),
     "xor": ("b32|b64", lambda a, b: a ^ b),
     "exch": ("b32|b64", lambda a, b: b),
-    "cas": ("b16|b32|b64", lambda a, b, c: np.where(a == b, c, a)),
+    "cas": ("b16|b32|b64", _compare_and_swap),
     "add": ("u32|s32|u64", lambda a, b: a + b),
     "inc": ("u32", _wrapping_inc),
     "dec": ("u32", _wrapping_dec),
@@ -68,11 +74,15 @@ _HALVES: dict[str, Operation] = {
 def _semantics(form: Form, operation: Operation, flushed: Operation | None = None) -> Semantics:
     """The run-time function of an operation; on global memory ``flushed`` takes its place if there is one."""
     kind = DTYPES[form["T"]]
-    space, how = space_of(form), how_of(form, "relaxed")
+    space = space_of(form)
+    how = replace(how_of(form, "relaxed"), reads="red" not in form)
     vector = bool(form.get("vec"))
+    hopper = vector or form["T"].startswith("bf16")
 
     def run(lanes: Lanes, address: Array, *operands: Any) -> list[Array] | Array:
         check_policy(form, operands[-1])
+        if hopper and lanes.cta.launch.capability < 90:
+            raise NotModelledError(f"{lanes.instruction.name} needs sm_90, this is {lanes.cta.launch.arch}")
         values = [np.stack(o if vector else [o], axis=1) for o in operands[:-1]]
 
         def step_in(window: str) -> Step:
@@ -92,21 +102,20 @@ def _register(
     for opcode in ("atom", "red") if red else ("atom",):
         sem = "<sem:relaxed|acquire|release|acq_rel>" if opcode == "atom" else "<sem:relaxed|release>"
         space = f"<space:{spaces}>"
-        listed, section = (f"={operands.split(',')[-1].strip()}, addr", "9.7.13.5")
-        factory = make
+        listed, section, factory = f"={operands.split(', ')[0]}, addr, {operands}, b64?", "9.7.13.5", make
         if opcode == "red":
-            listed, section, factory = "addr", "9.7.13.6", _without_result(make)
+            listed, section, factory = f"addr, {operands}, b64?", "9.7.13.6", _without_result(make)
         for front in (
             f"[.{sem}][.{_SCOPE}][.{space}].{operation}",
             f".{space}[.{sem}][.{_SCOPE}].{operation}",
             f".{operation}.{sem}.{_SCOPE}[.{space}]",
         ):
-            effect(f"{opcode}{front}[.L2::cache_hint]{tail}", f"{listed}, {operands}, b64?", section)(factory)
+            effect(f"{opcode}{front}[.L2::cache_hint]{tail}", listed, section)(factory)
 
 
 def _without_result(make: Callable[[Form], Semantics]) -> Callable[[Form], Semantics]:
     def factory(form: Form) -> Semantics:
-        run = make(form)
+        run = make(form | {"red": "red"})
 
         def update(*operands: Any) -> None:
             run(*operands)

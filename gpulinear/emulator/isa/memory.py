@@ -39,14 +39,15 @@ def space_of(form: Form) -> str:
 
 
 def how_of(form: Form, default: str = "weak") -> How:
-    """The memory semantics of an instruction; .volatile is as strong as .relaxed.sys (PTX ISA 8.4)."""
+    """The memory semantics of an instruction; .volatile is as strong as .relaxed.sys (PTX ISA 8.4.2)."""
+    size = DTYPES[form["T"]].itemsize
     if form.get("nc"):
         return How(nc=True)
     sem = form.get("sem") or default
     if sem == "weak":
         return PLAIN
     level = SCOPES["sys"] if sem == "volatile" else SCOPES[form.get("scope") or "gpu"]
-    return How(level, acquire=sem in ("acquire", "acq_rel"), release=sem in ("release", "acq_rel"))
+    return How(level, acquire=sem in ("acquire", "acq_rel"), release=sem in ("release", "acq_rel"), size=size)
 
 
 def check_policy(form: Form, policy: Array | None) -> None:
@@ -219,7 +220,8 @@ def createpolicy_cvt(form: Form) -> Semantics:
 
 
 def _in_window(address: Array, base: int) -> Array:
-    return np.asarray(address >> np.uint64(44) == base >> 44)
+    inside: Array = address >> np.uint64(44) == base >> 44
+    return inside
 
 
 @effect("isspacep.<space:const|global|local|shared|shared::cta|shared::cluster|param|param::entry>",
@@ -236,13 +238,13 @@ def isspacep(form: Form) -> Semantics:
         if space == "const":
             return constant(lanes, address)
         if space == "global":
-            device = _in_window(address, GLOBAL_BASE) | _in_window(address, PARAM_BASE)
+            device: Array = _in_window(address, GLOBAL_BASE) | _in_window(address, PARAM_BASE)
             return device & ~constant(lanes, address)
         if space in ("local", "param"):
             return _in_window(address, LOCAL_BASE if space == "local" else PARAM_BASE)
         rank = (address & np.uint64(0xFFFFFFFF)) >> np.uint64(24)
         ranks = len(lanes.cta.cluster.ctas) if space == "shared::cluster" else 0
-        known = (rank <= ranks) | (rank == lanes.cta.rank + 1)
+        known: Array = (rank <= ranks) | (rank == lanes.cta.rank + 1)
         return _in_window(address, SHARED_BASE) & known
 
     return run
