@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpulinear.emulator import memory_faults as faults
+from gpulinear.emulator.block import POISON
 from gpulinear.emulator.clocks import agents_of
 from gpulinear.emulator.lanes import Lanes
 from gpulinear.emulator.mbarrier import MBarrier
@@ -116,7 +117,7 @@ def submit_load(
     if reduces:
         check_written(lanes, owner.shared.written[offset : offset + nbytes], offset)
     else:
-        owner.shared.erase(offset, offset + nbytes)
+        owner.shared.bytes[offset : offset + nbytes] = POISON
 
     def run() -> None:
         if owner.live.any():

@@ -10,9 +10,11 @@ access to the byte, by whichever thread, has to be ordered after that write:
   a red, and then executes a fence. Atomics of others in between do not break the chain, stores do (8.9.2).
 
 Strong accesses (relaxed, acquire, release, volatile, atomic) do not conflict with each other where they are morally
-strong (8.7): each scope includes the other's thread, and they have the same size. Stricter than hardware: a fence counts only for what its own thread knew when it executed it, both
-fences are needed, and .cta fences make relaxed writes publish nothing. Not seen: a write after another thread's read
-(in another order of the CTAs it is a read after a write), and ordering through strong accesses to shared memory.
+strong (8.7): each scope includes the other's thread, and they have the same size.
+
+Stricter than hardware: a fence counts only for what its own thread knew when it executed it, both fences are needed,
+and .cta fences make relaxed writes publish nothing. Not seen: a write after another thread's read (in another order
+of the CTAs it is a read after a write), and ordering through strong accesses to shared memory.
 """
 
 from __future__ import annotations

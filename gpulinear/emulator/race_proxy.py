@@ -28,7 +28,7 @@ class ProxyShadow:
     """The last generic-proxy write of each byte of a CTA's shared memory, if no async-proxy write came after it."""
 
     def __init__(self, size: int, clocks: Clocks, report: Report, cta: tuple[int, int, int]) -> None:
-        room = -(-size // GRANULE + 1) * GRANULE
+        room = (size // GRANULE + 2) * GRANULE
         self._clocks = clocks
         self._report = report
         self._cta = cta

@@ -121,7 +121,7 @@ class Bench:
     def run(self, text: str, *operands: Any, threads: Any = None, cta: int = 0) -> Any:
         """Execute an instruction by its name on operands as the machine passes them (None: absent)."""
         lanes = self.lanes(threads, cta, text)
-        rule, form = resolve(lanes.instruction.__class__(self._lines, text, shapes(text, operands), text, self._lines))
+        rule, form = resolve(instruction_of(text, *operands))
         with np.errstate(all="ignore"):
             return rule.factory(form)(lanes, *operands)
 
@@ -145,6 +145,11 @@ _RETURNING = (
     *("ld", "atom", "createpolicy", "isspacep", "mapa", "getctarank"),
     *("mbarrier.arrive", "mbarrier.test", "mbarrier.try", "mbarrier.pending"),
 )
+
+
+def instruction_of(text: str, *operands: Any) -> Instruction:
+    """An instruction with operands of the shapes of these values."""
+    return Instruction(0, text, shapes(text, operands), text, 0)
 
 
 def shapes(text: str, operands: Sequence[Any]) -> tuple[Operand, ...]:

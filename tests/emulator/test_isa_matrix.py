@@ -127,6 +127,9 @@ def test_all_lanes_need_valid_addresses_on_turing():
         address = np.where(np.arange(32) < 31, ROWS, 1 << 20)
         execute(bench, LOAD, [vec(1), Addr(Reg("%a"), 0)], [address])
         assert bench.found == found
+    bench.launch.capability = 75
+    (got,) = execute(bench, LOAD, [vec(1), Addr(Reg("%a"), 0)], [ROWS])
+    assert (got.view(np.uint16) == np.arange(64)).all() and bench.found == []
 
 
 def test_generic_addresses_must_be_shared():
@@ -149,7 +152,7 @@ def test_lanes_of_a_warp_are_not_ordered_by_being_one():
 
 
 def test_incomplete_warps_are_reported():
-    for threads in (np.arange(31), np.arange(1, 33), np.r_[0:32, 40:72]):
+    for threads in (np.arange(31), np.arange(1, 33), np.r_[0:32, 40:72], np.r_[0:31, 33]):
         n = len(threads)
         bench, _ = bench_with_rows(96)
         (got,) = execute(bench, LOAD, [vec(1), Addr(Reg("%a"), 0)], [np.arange(n) * 16], threads)

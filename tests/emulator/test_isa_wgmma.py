@@ -375,10 +375,23 @@ def test_registers_in_flight():
     assert kinds_after(first, lambda h, a, b: h.mma([6, 7, 8, 9], b, rows=free)) == ["wgmma in flight"]
     assert kinds_after(fragment, lambda h, a, b: h.mma(a, b, rows=list(range(4, 12)))) == ["wgmma in flight"]
     assert kinds_after(lambda h, a, b: h.mma([5, 8, 9, 10], b)) == ["wgmma in flight"]  # A in its own accumulators
+    assert kinds_after(first, lambda h, a, b: h.mma(a, b, "tf32")) == ["wgmma in flight"]  # k8 after k16
     assert kinds_after(fragment, first) == []
     assert kinds_after(fragment, fragment) == []  # two that read the same A
     assert kinds_after(first, lambda h, a, b: h.mma(a, b, "f16")) == []  # the same shape
     assert kinds_after(first, lambda h, a, b: h.wait(), lambda h, a, b: h.mma(a, b, n=8)) == []
+
+
+def test_a_fragment_is_in_use_until_its_last_group():
+    h, _, b, _ = two_tiles()
+    shared = [8, 9, 10, 11]
+    h.mma(shared, b, rows=list(range(12, 20)))
+    h.simple("commit_group")
+    h.mma(shared, b)
+    h.wait(1)
+    assert h.cta.state(PENDING, dict)[0] == {*range(8), *shared}
+    h.simple("wait_group", 0)
+    assert h.cta.state(PENDING, dict)[0] == set() and h.found() == []
 
 
 def test_reading_what_is_in_flight_gives_nan():
@@ -476,6 +489,15 @@ def test_operands_may_be_overwritten_after_the_wait_only():
     h.mma(a, b, threads=np.arange(128))
     h.wait(threads=np.arange(128))
     overwrite(h, 200, 0)  # by a thread that waited for nothing
+    assert h.found() == ["shared race"]
+
+
+def test_all_threads_of_the_warpgroup_must_be_ordered_after_the_writer():
+    """Thread 0 fills a tile and fences: the other warps know nothing of it without a barrier."""
+    h, a, b, _ = two_tiles()
+    h.cta.races.write(np.arange(1), np.array([0]), 16, Instruction(99, "st.shared", (), "st.shared", 9))
+    h.cta.cluster.clocks.fence_proxy(np.arange(1))
+    h.mma(a, b)
     assert h.found() == ["shared race"]
 
 

@@ -81,6 +81,7 @@ FILES: tuple[str, ...] = (
     "memory",
     "move",
     "tma",
+    "warp",
     "wgmma",
 )
 """The files of this folder that hold instructions."""

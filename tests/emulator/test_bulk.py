@@ -1,0 +1,797 @@
+"""Bulk copies, TMA and bulk groups (PTX ISA 9.0, 9.7.9.25.4 to 9.7.9.25.6): bytes, order, and what is reported."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpulinear.emulator.ir import Param
+from gpulinear.emulator.spaces import PARAM_BASE
+from gpulinear.emulator.tensormap import DataType, OobFill, Swizzle, encode_tiled
+from tests.emulator.fakes import Bench
+
+BAR = 16384
+POLICIES = pytest.mark.parametrize("policy", ["late", "early", "random"])
+
+
+def at(address: int) -> Any:
+    return np.array([address], np.int64)
+
+
+def u32(value: int) -> Any:
+    return np.array([value], np.uint32)
+
+
+class Case(Bench):
+    """24 KiB of shared memory with an mbarrier at BAR (count 1), and 8 KiB of global memory that hold random bytes."""
+
+    def __init__(self, policy: str = "late", *, count: int = 1, fenced: bool = True, **options: Any) -> None:
+        super().__init__(**({"smem": 24576, "proxies": True} | options))
+        self.cta.cluster.engine.policy = policy
+        self.bytes = np.random.default_rng(3).integers(0, 256, 8192).astype(np.uint8)
+        self.src = self.memory.alloc(self.bytes, name="src")
+        self.out = self.memory.alloc(8192, initialised=False, name="out")
+        for cta in range(len(self.ctas)):
+            self.run("mbarrier.init.shared::cta.b64", at(BAR), u32(count), threads=0, cta=cta)
+            if fenced:
+                self.cta.cluster.clocks.fence_inits(np.array([self.ctas[cta].first_agent]))
+        self.everyone()
+
+    def everyone(self) -> None:
+        clocks = self.cta.cluster.clocks
+        clocks.barrier(np.arange(clocks.agents))
+
+    def finish(self) -> None:
+        self.cta.cluster.engine.drain()
+
+    def expect(self, nbytes: int, cta: int = 0) -> None:
+        self.run("mbarrier.arrive.expect_tx.shared::cta.b64", at(BAR), u32(nbytes), threads=0, cta=cta)
+
+    def done(self, thread: int = 40, parity: int = 0, cta: int = 0) -> bool:
+        name = "mbarrier.test_wait.parity.acquire.cluster.shared::cta.b64"
+        return bool(self.run(name, at(BAR), u32(parity), threads=thread, cta=cta)[0])
+
+    def read(self, thread: int, offset: int, cta: int = 0) -> None:
+        self.run("ld.shared.u32", at(offset), None, threads=thread, cta=cta)
+
+    def write(self, thread: int, offset: int, cta: int = 0) -> None:
+        self.run("st.shared.u32", at(offset), [u32(1)], None, threads=thread, cta=cta)
+
+    def put(self, offset: int, data: Any, thread: int = 0, cta: int = 0) -> None:
+        """Thread writes bytes to shared memory, then fences for the async proxy."""
+        for i in range(0, len(data), 16):
+            words = [data[i + 4 * k : i + 4 * k + 4].view(np.uint32) for k in range(4)]
+            self.run("st.shared.v4.u32", at(offset + i), words, None, threads=thread, cta=cta)
+        self.cta.cluster.clocks.fence_proxy(np.array([thread + self.ctas[cta].first_agent]))
+
+    def shared(self, offset: int, nbytes: int, cta: int = 0) -> Any:
+        return self.ctas[cta].shared.bytes[offset : offset + nbytes]
+
+    def result(self, nbytes: int, start: int = 0) -> Any:
+        return self.memory.view(self.out + start, nbytes)
+
+    def leave(self, cta: int = 0) -> None:
+        self.ctas[cta].live[:] = False
+        self.ctas[cta].exit()
+
+
+LOAD = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+STORE = "cp.async.bulk.global.shared::cta.bulk_group"
+
+
+def load(case: Case, to: int, start: int, nbytes: int, thread: int = 0, name: str = LOAD, bar: int = BAR) -> None:
+    case.run(name, at(to), at(case.src + start), u32(nbytes), at(bar), threads=thread)
+
+
+# Loads
+
+
+@POLICIES
+def test_a_load_arrives_and_completes_on_its_mbarrier(policy: str) -> None:
+    case = Case(policy)
+    case.expect(512)
+    load(case, 1024, 32, 256)
+    load(case, 2048, 512, 256, name="cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes")
+    assert case.done() == (policy == "early")
+    case.finish()
+    assert case.done()
+    assert (case.shared(1024, 256) == case.bytes[32:288]).all() and (
+        case.shared(2048, 256) == case.bytes[512:768]
+    ).all()
+    case.read(40, 1024)
+    case.leave()
+    assert case.found == []
+
+
+@POLICIES
+def test_data_may_only_be_read_after_the_wait(policy: str) -> None:
+    case = Case(policy)
+    case.expect(256)
+    load(case, 1024, 0, 256)
+    case.finish()
+    case.read(40, 1024)
+    assert case.found == ["shared race"]
+    assert "mbarrier.try_wait" in case.only().fix
+    case = Case(policy)
+    case.expect(256)
+    load(case, 1024, 0, 256)
+    case.finish()
+    assert case.done(40)
+    case.read(41, 1024)  # another thread than the one that waited
+    assert case.found == ["shared race"]
+
+
+def test_a_phase_that_ends_too_early_releases_no_copy_that_is_in_flight() -> None:
+    """Two loads, the bytes of one expected: the second one to be issued happens to be first."""
+    case = Case("late", count=2)
+    case.run("mbarrier.arrive.expect_tx.shared::cta.b64", at(BAR), u32(256), threads=0)
+    load(case, 1024, 0, 256)
+    load(case, 2048, 0, 256)
+    case.cta.cluster.engine.complete(1)
+    case.run("mbarrier.arrive.shared::cta.b64", at(BAR), threads=1)
+    assert case.done(40)
+    case.read(40, 1024)
+    assert "shared race" in case.found
+
+
+def test_in_flight_the_destination_is_poison() -> None:
+    case = Case("late")
+    case.put(1024, np.zeros(256, np.uint8))
+    load(case, 1024, 0, 256)
+    assert (case.shared(1024, 256) == 0xFF).all()
+
+
+def test_releasing_a_stage_before_it_was_read_is_a_race() -> None:
+    case = Case("late")
+    case.put(1024, np.zeros(256, np.uint8))
+    case.everyone()
+    case.read(40, 1024)
+    load(case, 1024, 0, 256)
+    assert case.only().kind == "shared race"
+
+
+def test_generic_writes_need_a_proxy_fence_before_a_load_overwrites_them() -> None:
+    case = Case("late")
+    case.write(0, 1024)
+    load(case, 1024, 0, 256)
+    assert case.only().kind == "missing proxy fence"
+
+
+def test_the_initialisation_needs_a_fence_before_a_copy_completes_on_the_object() -> None:
+    case = Case("late", fenced=False)
+    load(case, 1024, 0, 256)
+    assert case.only().kind == "missing proxy fence"
+
+
+def test_an_unordered_initialisation_is_a_race() -> None:
+    bench = Case("late")
+    bench.run("mbarrier.init.shared::cta.b64", at(BAR + 8), u32(1), threads=0)
+    bench.cta.cluster.clocks.fence_inits(np.array([0]))
+    load(bench, 1024, 0, 256, thread=33, bar=BAR + 8)
+    assert bench.only().kind == "shared race"
+
+
+@POLICIES
+def test_a_load_that_nobody_waits_for_is_reported(policy: str) -> None:
+    case = Case(policy)
+    case.expect(256)
+    load(case, 1024, 0, 256)
+    case.leave()
+    assert case.only().kind == "copy never waited for"
+    case.finish()
+
+
+def test_an_object_must_not_be_invalidated_with_copies_in_flight() -> None:
+    case = Case("late")
+    load(case, 1024, 0, 256)
+    case.run("mbarrier.inval.shared::cta.b64", at(BAR), threads=0)
+    case.finish()
+    assert "copy never waited for" in case.found and "mbarrier not initialised" in case.found
+
+
+@pytest.mark.parametrize(
+    ("to", "start", "nbytes", "kind"),
+    [
+        (1024, 0, 24, "invalid operand"),
+        (1024, 0, 0, "invalid operand"),
+        (1032, 0, 32, "misaligned address"),
+        (1024, 8, 32, "misaligned address"),
+        (24576 - 16, 0, 32, "out of bounds"),
+        (1024, 8192 - 16, 32, "out of bounds"),
+    ],
+)
+def test_sizes_and_addresses_of_loads(to: int, start: int, nbytes: int, kind: str) -> None:
+    case = Case("early")
+    load(case, to, start, nbytes)
+    assert case.only().kind == kind
+
+
+def test_an_uninitialised_source_is_reported() -> None:
+    case = Case("early")
+    case.run(LOAD, at(0), at(case.out), u32(16), at(BAR), threads=0)
+    assert case.only().kind == "uninitialised read"
+
+
+def test_every_thread_issues_a_copy_of_its_own() -> None:
+    """The classic error: a whole warp executes the load of one thread."""
+    case = Case("early")
+    lanes = np.arange(4)
+    case.run(LOAD, np.full(4, 1024), np.full(4, case.src), np.full(4, 64, np.uint32), np.full(4, BAR), threads=lanes)
+    assert case.only().kind == "shared race"
+
+
+@POLICIES
+def test_multicast_writes_and_signals_each_cta_of_the_mask(policy: str) -> None:
+    case = Case(policy, ctas=4, threads=32)
+    for cta in range(4):
+        case.expect(128, cta)
+    name = f"{LOAD}.multicast::cluster"
+    case.run(name, at(1024), at(case.src), u32(128), at(BAR), np.array([0b1011], np.uint16), threads=0, cta=1)
+    case.finish()
+    assert [case.done(5, cta=cta) for cta in range(4)] == [True, True, False, True]
+    for cta in (0, 1, 3):
+        assert (case.shared(1024, 128, cta) == case.bytes[:128]).all()
+        case.read(5, 1024, cta)
+    assert (case.shared(1024, 128, 2) == 0xFF).all() and case.found == []
+
+
+def test_a_mask_beyond_the_cluster_is_reported() -> None:
+    case = Case("early", ctas=2)
+    name = f"{LOAD}.multicast::cluster.L2::cache_hint"
+    policy = np.zeros(1, np.uint64)
+    case.run(name, at(1024), at(case.src), u32(128), at(BAR), np.array([5], np.uint16), policy, threads=0)
+    assert case.only().kind == "invalid operand"
+
+
+def test_a_load_into_an_exited_cta_is_reported() -> None:
+    case = Case("late", ctas=2)
+    case.leave(1)
+    name = f"{LOAD}.multicast::cluster"
+    case.run(name, at(1024), at(case.src), u32(128), at(BAR), np.array([3], np.uint16), threads=0)
+    assert case.only().kind == "shared memory of an exited CTA"
+
+
+def test_the_mbarrier_is_in_the_cta_that_is_written() -> None:
+    case = Case("early", ctas=2)
+    load(case, 2 << 24 | 1024, 0, 64)
+    assert case.only().kind == "invalid operand"
+    case = Case("early", ctas=2)
+    load(case, 2 << 24 | 1024, 0, 64, name="cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes")
+    assert case.only().kind == "wrong address space"
+
+
+# Shared memory to shared memory
+
+PEER = "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes"
+
+
+def to_peer(case: Case, name: str = PEER, rank: int = 1, nbytes: int = 64) -> None:
+    there = (rank + 1) << 24
+    case.run(name, at(there | 2048), at(1024), u32(nbytes), at(there | BAR), threads=0)
+
+
+@POLICIES
+def test_a_copy_to_another_cta(policy: str) -> None:
+    case = Case(policy, ctas=2)
+    case.put(1024, case.bytes[:64])
+    case.expect(64, cta=1)
+    to_peer(case)
+    case.finish()
+    assert case.done(9, cta=1) and (case.shared(2048, 64, 1) == case.bytes[:64]).all()
+    case.read(9, 2048, cta=1)
+    assert case.found == []
+    case.write(0, 1024)  # the source is still in use, as far as this thread knows
+    assert case.only().kind == "shared race"
+
+
+def test_such_a_copy_goes_to_another_cta_only() -> None:
+    case = Case("early", ctas=2)
+    case.put(1024, case.bytes[:64])
+    to_peer(case, rank=0)
+    assert case.only().kind == "invalid operand"
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind", "expected"),
+    [
+        ("add", "u32", lambda a, b: (a + b) % 2**32),
+        ("add", "u64", lambda a, b: (a + b) % 2**64),
+        ("min", "s32", lambda a, b: min(a, b)),
+        ("max", "u32", lambda a, b: max(a, b)),
+        ("inc", "u32", lambda a, b: 0 if a >= b else a + 1),
+        ("dec", "u32", lambda a, b: b if a == 0 or a > b else a - 1),
+        ("xor", "b32", lambda a, b: a ^ b),
+    ],
+)
+def test_reductions_into_another_cta(operation: str, kind: str, expected: Any) -> None:
+    case = Case("late", ctas=2)
+    dtype = np.dtype({"b": "u", "u": "u", "s": "i"}[kind[0]] + str(int(kind[1:]) // 8))
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(0, 256, (2, 64)).astype(np.uint8)
+    a[:16], b[32:48] = 0, 0
+    case.put(1024, b)
+    case.put(2048, a, thread=3, cta=1)
+    case.everyone()
+    case.expect(64, cta=1)
+    to_peer(case, f"cp.reduce.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes.{operation}.{kind}")
+    case.finish()
+    assert case.done(9, cta=1) and case.found == []
+    want = [expected(int(x), int(y)) for x, y in zip(a.view(dtype), b.view(dtype), strict=True)]
+    assert case.shared(2048, 64, 1).view(dtype).tolist() == want
+
+
+# Stores
+
+
+def store(
+    case: Case, offset: int = 1024, start: int = 0, nbytes: int = 256, name: str = STORE, thread: int = 0
+) -> None:
+    case.run(name, at(case.out + start), at(offset), u32(nbytes), threads=thread)
+
+
+def commit(case: Case, thread: int = 0) -> None:
+    case.run("cp.async.bulk.commit_group", threads=thread)
+
+
+def wait(case: Case, recent: int = 0, read: str = "", thread: int = 0) -> None:
+    case.run(f"cp.async.bulk.wait_group{read}", recent, threads=thread)
+
+
+@POLICIES
+def test_a_store_is_complete_after_its_wait(policy: str) -> None:
+    case = Case(policy)
+    case.put(1024, case.bytes[:256])
+    store(case)
+    commit(case)
+    wait(case)
+    assert (case.result(256) == case.bytes[:256]).all()
+    case.write(0, 1024)
+    case.leave()
+    assert case.found == []
+
+
+@POLICIES
+def test_after_wait_group_read_the_source_may_be_overwritten(policy: str) -> None:
+    case = Case(policy)
+    case.put(1024, case.bytes[:256])
+    store(case)
+    commit(case)
+    case_before = Case(policy)
+    case_before.put(1024, case.bytes[:256])
+    store(case_before)
+    commit(case_before)
+    case_before.write(0, 1024)
+    assert case_before.only().kind == "shared race" and "wait_group.read" in case_before.only().fix
+    wait(case, 0, ".read")
+    case.write(0, 1024)
+    case.leave()
+    case.finish()
+    assert (case.result(256) == case.bytes[:256]).all() and case.found == []
+
+
+def test_the_reads_of_a_late_store_see_what_was_overwritten() -> None:
+    case = Case("late")
+    case.put(1024, case.bytes[:256])
+    store(case)
+    case.put(1024, np.zeros(16, np.uint8))
+    case.finish()
+    assert not case.result(16).any() and (case.result(240, 16) == case.bytes[16:256]).all()
+
+
+def test_wait_group_read_says_nothing_of_the_writes() -> None:
+    case = Case("early")
+    case.put(1024, case.bytes[:256])
+    store(case)
+    commit(case)
+    wait(case, 0, ".read")
+    case.run("ld.global.u32", at(case.out), None, threads=0)
+    assert case.only().kind == "global race"
+    case = Case("early")
+    case.put(1024, case.bytes[:256])
+    store(case)
+    commit(case)
+    wait(case)
+    case.run("ld.global.u32", at(case.out), None, threads=0)
+    assert case.found == []
+
+
+def test_wait_group_leaves_the_recent_groups_in_flight() -> None:
+    case = Case("late")
+    case.put(1024, case.bytes[:256])
+    for start in (0, 256, 512):
+        store(case, 1024, start)
+        commit(case)
+    store(case, 1024, 768)
+    wait(case, 2)
+    assert (case.result(256) == case.bytes[:256]).all() and (case.result(256, 256) == 0xFF).all()
+    wait(case, 1, ".read")
+    assert (case.result(256, 256) == 0xFF).all()
+    wait(case, 0)
+    assert (case.result(768) == np.tile(case.bytes[:256], 3)).all() and (case.result(256, 768) == 0xFF).all()
+
+
+def test_groups_belong_to_threads() -> None:
+    case = Case("late")
+    case.put(1024, case.bytes[:256])
+    case.everyone()
+    store(case)
+    store(case, start=256, thread=40)
+    commit(case)
+    wait(case, thread=40)
+    assert (case.result(512) == 0xFF).all()
+    wait(case)
+    assert (case.result(256) == case.bytes[:256]).all() and (case.result(256, 256) == 0xFF).all()
+
+
+@POLICIES
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_cta_must_not_exit_before_its_stores_have_read(policy: str, committed: bool) -> None:
+    case = Case(policy)
+    case.put(1024, case.bytes[:256])
+    store(case)
+    if committed:
+        commit(case)
+    else:
+        wait(case, 0, ".read")
+    case.leave()
+    assert case.only().kind == "copy never waited for" and "wait_group.read" in case.only().fix
+
+
+def test_generic_writes_need_a_proxy_fence_before_a_store_reads_them() -> None:
+    case = Case("early")
+    for i in range(0, 256, 4):
+        case.write(0, 1024 + i)
+    store(case)
+    assert case.only().kind == "missing proxy fence"
+
+
+def test_a_store_of_bytes_that_nobody_wrote_is_reported() -> None:
+    case = Case("early")
+    case.put(1024, case.bytes[:240])
+    store(case)
+    assert case.only().kind == "uninitialised read"
+
+
+@pytest.mark.parametrize(
+    ("offset", "start", "nbytes", "kind"),
+    [
+        (1024, 0, 40, "invalid operand"),
+        (1032, 0, 32, "misaligned address"),
+        (1024, 8, 32, "misaligned address"),
+        (24576 - 16, 0, 32, "out of bounds"),
+        (1024, 8192 - 16, 32, "out of bounds"),
+    ],
+)
+def test_sizes_and_addresses_of_stores(offset: int, start: int, nbytes: int, kind: str) -> None:
+    case = Case("early")
+    case.put(1024, case.bytes[:256])
+    store(case, offset, start, nbytes)
+    assert case.only().kind == kind
+
+
+def bits_of(kind: str, values: Any) -> Any:
+    if kind == "bf16":
+        return (np.array(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    dtype = {"f16": np.float16, "f32": np.float32, "f64": np.float64, "b": np.uint32}.get(kind)
+    return np.array(values, dtype or np.dtype(("i" if kind[0] == "s" else "u") + str(int(kind[1:]) // 8)))
+
+
+TINY = float(np.finfo(np.float32).smallest_subnormal)
+REDUCTIONS = [
+    ("add.u32", [2**32 - 1, 1, 2, 3], [1, 2, 3, 4], [0, 3, 5, 7]),
+    ("add.u64", [2**64 - 1, 5], [2, 6], [1, 11]),
+    ("add.f32", [1.5, 2.0**-126, TINY, -TINY], [2.25, -(2.0**-127), TINY, 0.0], [3.75, 2.0**-126, 0.0, 0.0]),
+    ("add.f64", [1.0, 5e-324], [2.0**-53, 5e-324], [1.0, 1e-323]),
+    ("add.noftz.f16", [1.0, 6e-8, 65504.0] + [0.0] * 5, [2.0**-11, 6e-8, 32.0] + [1.0] * 5, None),
+    ("add.noftz.bf16", [1.0, 2.0**-133, 3.0] + [0.0] * 5, [2.0**-8, 2.0**-133, 4.0] + [1.0] * 5, None),
+    ("min.f16", [1.0, -2.0, float("nan")] + [0.0] * 5, [0.5, 3.0, 4.0] + [1.0] * 5, None),
+    ("max.bf16", [1.0, -2.0, float("nan")] + [0.0] * 5, [0.5, 3.0, 4.0] + [1.0] * 5, None),
+    ("min.s32", [-5, 7, 0, 1], [3, -8, 0, 2], [-5, -8, 0, 1]),
+    ("max.s64", [-5, 7], [3, -8], [3, 7]),
+    ("inc.u32", [0, 7, 8, 9], [8, 7, 8, 8], [1, 0, 0, 0]),
+    ("dec.u32", [0, 7, 9, 1], [8, 7, 8, 8], [8, 6, 8, 0]),
+    ("and.b32", [0xFF00FF00, 1, 2, 3], [0x0FF00FF0, 1, 1, 6], [0x0F000F00, 1, 0, 2]),
+    ("xor.b64", [2**63, 3], [2**63 + 1, 5], [1, 6]),
+]
+
+
+@pytest.mark.parametrize(("name", "old", "new", "want"), REDUCTIONS)
+def test_reductions_into_global_memory(name: str, old: Any, new: Any, want: Any) -> None:
+    kind = name.rpartition(".")[2]
+    if want is None:  # sums and extremes of halves: exact in float64, then one rounding by NumPy or by the bits
+        pick = {"add": lambda a, b: a + b, "min": np.fmin, "max": np.fmax}[name.partition(".")[0]]
+        exact = pick(np.array(old), np.array(new))
+        with np.errstate(over="ignore"):
+            want = exact.astype(np.float16).astype(float) if kind == "f16" else bf16(exact)
+    case = Case("late")
+    case.put(1024, bits_of(kind, new).view(np.uint8))
+    case.memory.fill(case.out, bits_of(kind, old))
+    store(case, nbytes=16, name=f"cp.reduce.async.bulk.global.shared::cta.bulk_group.{name}")
+    commit(case)
+    wait(case)
+    expected = bits_of(kind, want)
+    got = case.result(16).view(expected.dtype)
+    assert got.tobytes() == expected.tobytes() and case.found == []
+
+
+def bf16(values: Any) -> Any:
+    """Round to nearest, ties to even, by the bits; exact inputs."""
+    bits = np.array(values, np.float32).view(np.uint32).astype(np.int64)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    return rounded.astype(np.uint32).view(np.float32)
+
+
+def test_prefetches_check_their_range() -> None:
+    case = Case()
+    case.run("cp.async.bulk.prefetch.L2.global", at(case.src), u32(64), threads=0)
+    case.run(
+        "cp.async.bulk.prefetch.L2.global.L2::cache_hint", at(case.src), u32(64), np.zeros(1, np.uint64), threads=0
+    )
+    assert case.found == []
+    case.run("cp.async.bulk.prefetch.L2.global", at(case.src + 8192 - 16), u32(64), threads=0)
+    assert case.only().kind == "out of bounds"
+
+
+# TMA
+
+TILE = "cp.async.bulk.tensor.{}d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+
+
+class Tensor(Case):
+    """A case with a tensor of 16-bit elements in global memory, its map as a parameter."""
+
+    def __init__(
+        self,
+        dims: list[int],
+        box: list[int],
+        policy: str = "early",
+        swizzle: Swizzle = Swizzle.NONE,
+        data_type: DataType = DataType.BFLOAT16,
+        fill: OobFill = OobFill.NONE,
+        **options: Any,
+    ) -> None:
+        item = {DataType.FLOAT32: 4, DataType.UINT32: 4}.get(data_type, 2)
+        strides, size = [], dims[0] * item
+        for dim in dims[1:]:
+            size = -(-size // 16) * 16
+            strides.append(size)
+            size *= dim
+        # The address must be known before the memory exists: the first allocations of a Bench are always the same.
+        probe = Case()
+        where = probe.memory.alloc(size)
+        steps = [1] * len(dims)
+        self.map = encode_tiled(data_type, len(dims), where, dims, strides, box, steps, 0, swizzle, 0, fill)
+        super().__init__(
+            policy, params=[(Param("map", 0, 128), self.map), (Param("bad", 128, 128), bytes(128))], **options
+        )
+        self.dims, self.box, self.item, self.strides = dims, box, item, strides
+        raw = np.random.default_rng(9).integers(0, 256, size).astype(np.uint8)
+        self.tensor = self.memory.alloc(raw, name="tensor")
+        assert self.tensor == where
+        self.raw = raw
+
+    def expected_box(self, start: list[int], fill: bytes = b"\0\0\0\0") -> Any:
+        out = bytearray()
+        for index in itertools.product(*(range(b) for b in self.box[::-1])):
+            place = [c + i for c, i in zip(start, index[::-1], strict=True)]
+            if all(0 <= p < d for p, d in zip(place, self.dims, strict=True)):
+                byte = place[0] * self.item + sum(p * s for p, s in zip(place[1:], self.strides, strict=True))
+                out += bytes(self.raw[byte : byte + self.item])
+            else:
+                out += fill[: self.item]
+        return np.frombuffer(bytes(out), np.uint8)
+
+    def where(self, coordinates: list[int], offset: int = 0) -> Any:
+        return (at(PARAM_BASE + offset), [[np.array([c], np.int32) for c in coordinates]])
+
+    def tile(self, to: int, coordinates: list[int], rank: int | None = None, offset: int = 0) -> None:
+        name = TILE.format(len(self.dims) if rank is None else rank)
+        self.run(name, at(to), self.where(coordinates, offset), at(BAR), threads=0)
+
+
+@POLICIES
+@pytest.mark.parametrize(
+    ("dims", "box", "start"),
+    [
+        ([40], [16], [8]),
+        ([40], [16], [32]),
+        ([40, 9], [16, 4], [8, 2]),
+        ([37, 9], [16, 4], [24, 7]),
+        ([37, 9], [16, 4], [-8, -3]),
+        ([37, 9], [16, 4], [-16, 0]),
+        ([37, 9], [16, 4], [40, 0]),
+        ([24, 5, 4], [8, 3, 2], [16, 3, 3]),
+        ([16, 3, 3, 3], [8, 2, 2, 2], [8, -1, 2, 1]),
+        ([16, 3, 2, 2, 3], [8, 2, 2, 1, 2], [8, 2, 1, 1, -1]),
+    ],
+)
+def test_tile_loads(policy: str, dims: list[int], box: list[int], start: list[int]) -> None:
+    """Every element inside arrives, all others are zero, and whole boxes are counted."""
+    case = Tensor(dims, box, policy)
+    nbytes = 2 * int(np.prod(box))
+    case.expect(nbytes)
+    case.tile(1024, start)
+    case.finish()
+    assert case.done()
+    assert case.shared(1024, nbytes).tobytes() == case.expected_box(start).tobytes()
+    case.read(40, 1024)
+    case.leave()
+    assert case.found == []
+
+
+@pytest.mark.parametrize("swizzle", [Swizzle.BYTES_32, Swizzle.BYTES_64, Swizzle.BYTES_128])
+@pytest.mark.parametrize("to", [1024, 1024 + 128 * 3])
+def test_swizzled_tile_loads_and_stores(swizzle: Swizzle, to: int) -> None:
+    span = {Swizzle.BYTES_32: 32, Swizzle.BYTES_64: 64, Swizzle.BYTES_128: 128}[swizzle]
+    case = Tensor([100, 40], [span // 2, 24], swizzle=swizzle)
+    nbytes = span * 24
+    case.expect(nbytes)
+    case.tile(to, [56, 30])
+    assert case.done()
+    want = case.expected_box([56, 30])
+    mask = span // 16 - 1
+    for byte in range(0, nbytes, 16):
+        address = to + byte
+        address ^= (address >> 7 & mask) << 4
+        assert (case.shared(address, 16) == want[byte : byte + 16]).all()
+    before = case.raw.copy()
+    case.memory.fill(case.tensor, np.zeros(len(before), np.uint8))
+    case.cta.cluster.clocks.barrier(np.arange(64))
+    case.run("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group", case.where([56, 30]), at(to), threads=0)
+    commit(case)
+    wait(case)
+    tensor = case.memory.view(case.tensor, len(before)).reshape(40, -1)
+    kept = np.zeros_like(tensor)
+    kept[30:, 112 : 112 + span] = before.reshape(40, -1)[30:, 112 : 112 + span]
+    kept[:, 200:] = 0
+    assert (tensor == kept).all()
+    case.leave()
+    assert case.found == []
+
+
+def test_out_of_bounds_elements_may_be_nan() -> None:
+    case = Tensor([37, 9], [16, 4], fill=OobFill.NAN_REQUEST_ZERO_FMA)
+    case.tile(1024, [32, 7])
+    assert case.shared(1024, 128).tobytes() == case.expected_box([32, 7], b"\xff\x7f").tobytes()
+
+
+def test_stores_write_only_what_is_inside() -> None:
+    case = Tensor([37, 9], [16, 4])
+    data = np.random.default_rng(1).integers(0, 256, 128).astype(np.uint8)
+    case.put(1024, data)
+    case.run("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group", case.where([32, 7]), at(1024), threads=0)
+    commit(case)
+    wait(case)
+    want = case.raw.reshape(9, -1).copy()
+    want[7:9, 64:74] = data.reshape(4, 32)[:2, :10]
+    assert (case.memory.view(case.tensor, len(case.raw)).reshape(9, -1) == want).all() and case.found == []
+
+
+def test_a_store_of_a_box_outside_writes_nothing() -> None:
+    case = Tensor([37, 9], [16, 4])
+    case.put(1024, np.zeros(128, np.uint8))
+    case.run("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group", case.where([48, 0]), at(1024), threads=0)
+    commit(case)
+    wait(case)
+    assert (case.memory.view(case.tensor, len(case.raw)) == case.raw).all() and case.found == []
+
+
+def test_only_the_elements_that_are_stored_have_to_be_written() -> None:
+    case = Tensor([37, 9], [16, 4])
+    case.put(1024, np.zeros(64, np.uint8))
+    name = "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group.L2::cache_hint"
+    case.run(name, case.where([16, 7]), at(1024), np.zeros(1, np.uint64), threads=0)
+    assert case.found == []
+    case = Tensor([37, 9], [16, 4])
+    case.put(1024, np.zeros(64, np.uint8))
+    case.run(name, case.where([16, 6]), at(1024), np.zeros(1, np.uint64), threads=0)
+    assert case.only().kind == "uninitialised read"
+
+
+def test_reducing_stores() -> None:
+    case = Tensor([20, 6], [8, 4], data_type=DataType.FLOAT32)
+    old = np.random.default_rng(2).standard_normal((6, 20)).astype(np.float32)
+    new = np.random.default_rng(3).standard_normal((4, 8)).astype(np.float32)
+    case.memory.fill(case.tensor, old)
+    case.put(1024, new.reshape(-1).view(np.uint8))
+    name = "cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group"
+    case.run(name, case.where([16, 3]), at(1024), threads=0)
+    commit(case)
+    wait(case)
+    want = old.copy()
+    want[3:6, 16:20] += new[:3, :4]
+    assert (case.memory.view(case.tensor, 480).view(np.float32).reshape(6, 20) == want).all() and case.found == []
+    case.run(name.replace("add", "min"), case.where([16, 3]), at(1024), threads=0)
+    assert case.only().kind == "invalid operand" and "f32" in case.only().message
+
+
+def test_coordinates_and_addresses_of_tiles() -> None:
+    good = Tensor([40, 9], [16, 4])
+    good.tile(1024 + 128, [0, 0])
+    assert good.found == []
+    for kind, act in {
+        "misaligned address": lambda c: c.tile(1024 + 64, [0, 0]),
+        "out of bounds": lambda c: c.tile(24576 - 64 * 2, [0, 0], None),
+        "not a tensor map": lambda c: c.tile(1024, [0, 0], 2, 128),
+        "invalid operand": lambda c: c.run(
+            "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group", c.where([-16, 0]), at(1024), threads=0
+        ),
+    }.items():
+        case = Tensor([40, 9], [16, 8])
+        case.put(1024, np.zeros(256, np.uint8))
+        act(case)
+        assert case.found == [kind]
+    for start in ([4, 0], [-2, 0]):
+        case = Tensor([40, 9], [16, 4])
+        case.tile(1024, start)
+        assert case.only().kind == "misaligned address" and "16" in case.only().message
+
+
+def test_the_rank_of_the_instruction_is_the_maps() -> None:
+    case = Tensor([40, 9], [16, 4])
+    case.tile(1024, [0, 0, 0], rank=3)
+    assert case.only().kind == "not a tensor map" and "2 dimensions" in case.only().message
+    case = Tensor([40, 9], [16, 4])
+    case.tile(1024, [0, 0, 0], rank=2)
+    assert case.only().kind == "invalid operand"
+    case = Tensor([40, 9], [16, 4])
+    case.tile(1024, [0, 0], offset=32)
+    assert case.only().kind == "not a tensor map" and "multiple of 64" in case.only().message
+
+
+def test_a_map_survives_a_copy_to_global_memory() -> None:
+    case = Tensor([40, 9], [16, 4])
+    there = case.memory.alloc(np.frombuffer(case.map, np.uint8))
+    where = (at(there), [[np.array([8], np.int32), np.array([2], np.int32)]])
+    case.run(TILE.format(2), at(1024), where, at(BAR), threads=0)
+    assert case.shared(1024, 128).tobytes() == case.expected_box([8, 2]).tobytes() and case.found == []
+
+
+def test_a_tensor_larger_than_its_allocation_is_reported() -> None:
+    case = Tensor([40, 9], [16, 4])
+    case.tile(1024, [0, 0])
+    assert case.found == []
+    beyond = encode_tiled(9, 2, case.tensor, [40, 20], [80], [16, 4], [1, 1], 0, 0, 0, 0)
+    there = case.memory.alloc(np.frombuffer(beyond, np.uint8))
+    where = (at(there), [[np.array([0], np.int32), np.array([8], np.int32)]])
+    case.run(TILE.format(2), at(4096), where, at(BAR), threads=0)
+    assert case.only().kind == "out of bounds"
+
+
+@POLICIES
+def test_multicast_of_tiles(policy: str) -> None:
+    case = Tensor([40, 9], [16, 4], policy, ctas=2)
+    for cta in range(2):
+        case.expect(128, cta)
+    mask, hint = np.array([3], np.uint16), np.zeros(1, np.uint64)
+    name = f"{TILE.format(2)}.multicast::cluster.L2::cache_hint"
+    case.run(name, at(1024), case.where([8, 2]), at(BAR), mask, hint, threads=0)
+    case.finish()
+    want = case.expected_box([8, 2]).tobytes()
+    for cta in range(2):
+        assert case.done(9, cta=cta) and case.shared(1024, 128, cta).tobytes() == want
+    assert case.found == []
+
+
+def test_tensor_prefetches() -> None:
+    case = Tensor([40, 9], [16, 4])
+    case.run("cp.async.bulk.prefetch.tensor.2d.L2.global.tile", case.where([0, 0]), threads=0)
+    case.run(
+        "cp.async.bulk.prefetch.tensor.2d.L2.global.L2::cache_hint",
+        case.where([0, 0]),
+        np.zeros(1, np.uint64),
+        threads=0,
+    )
+    assert case.found == []
+    case.run("cp.async.bulk.prefetch.tensor.2d.L2.global.tile", case.where([0, 0], 128), threads=0)
+    assert case.only().kind == "not a tensor map"
+
+
+def test_bytes_are_counted() -> None:
+    case = Tensor([37, 9], [16, 4])
+    case.tile(1024, [32, 7])
+    moved = case.launch.counters.moved_bytes
+    assert moved["global", "read"] == 2 * 5 * 2 and moved["shared", "write"] == 128
