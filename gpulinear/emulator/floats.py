@@ -85,29 +85,44 @@ def _minus_zero(s: Array, a: Array, b: Array, rnd: str) -> Array:
     return np.where((s == 0) & (np.signbit(a) | np.signbit(b)), -0.0, s)
 
 
-def _fma64(a: Array, b: Array, c: Array, rnd: str) -> Array:
-    """fma.f64: Boldo and Melquiond's algorithm inside the safe range, fractions outside it."""
-    if rnd != "rn":
-        return each(fma_one, rnd, a, b, c)
+def _fma64_odd(a: Array, b: Array, c: Array) -> Array:
+    """fma.rn.f64 of flat arrays: Boldo and Melquiond's algorithm inside the safe range, fractions outside it."""
     p, low = two_product(a, b)
     th = c + low
     tl = two_sum(c, low, th)
     vh = p + th
     r: Array = vh + odd_add(tl, two_sum(p, th, vh))
     size = np.abs(p)
-    safe = (size > 1e-250) & (size < 1e290) & (np.abs(a) < 1e290) & (np.abs(b) < 1e290)
-    safe &= np.abs(c) < 1e290
-    zero = (a == 0) | (b == 0)
-    if np.count_nonzero(zero):
-        r = np.where(zero, p + c, r)
-        safe |= zero
-    # A sum that cancels completely: the error terms are zeros, and so is the right answer.
-    if np.count_nonzero(safe) == np.size(safe):
+    rare = ~((size > 1e-250) & (size < 1e290) & (np.abs(a) < 1e290) & (np.abs(b) < 1e290) & (np.abs(c) < 1e290))
+    if np.count_nonzero(rare):
+        r[rare] = each(fma_one, "rn", a[rare], b[rare], c[rare])
+    return r
+
+
+def _fma64(a: Array, b: Array, c: Array, rnd: str) -> Array:
+    """fma.f64: p + low is the exact product, s + error the exact p + c.
+
+    If low is zero, s is the answer. Else s + d is, unless the sum lies too close to a tie: d = error + low is exact to
+    2^-53 of itself, and if s + d gives the same number with d a little smaller and a little larger, it is the right
+    one. Where low may have left the range of float64 at either end, and for infinities and NaN, nothing is sure.
+    """
+    if rnd != "rn":
+        return each(fma_one, rnd, a, b, c)
+    p, low = two_product(a, b)
+    s = p + c
+    d = two_sum(p, c, s) + low
+    r = s + d * (1.0 - 2.0**-50)
+    exact = low == 0
+    sure = (r == s + d * (1.0 + 2.0**-50)) | exact
+    r = np.where(exact, s, r)
+    size = np.abs(p)
+    within = (size > 1e-250) & (size < 1e290)
+    if np.count_nonzero(within) < within.size:
+        sure &= within | (a == 0) | (b == 0)
+    if np.count_nonzero(sure) == sure.size:
         return r
-    a, b, c, r, safe = (np.atleast_1d(v) for v in np.broadcast_arrays(a, b, c, r, safe))
-    r = r.copy()
-    rare = ~safe
-    r[rare] = each(fma_one, rnd, a[rare], b[rare], c[rare])
+    a, b, c = (v[~sure] for v in np.broadcast_arrays(a, b, c, sure)[:3])
+    r[~sure] = _fma64_odd(a, b, c)
     return r
 
 

@@ -159,8 +159,6 @@ def _address(text: str, scope: Scope, entry: Entry) -> Addr:
         if shift.kind != "int":
             raise ParseError(f"the offset in {text} is no integer")
         base, offset = _simple(match[1], scope, entry), shift.value
-    if isinstance(base, Sym):
-        base, offset = Sym(base.name), offset + base.offset
     if not isinstance(base, (Reg, Sym, Imm)) or (isinstance(base, Imm) and base.kind != "int"):
         raise ParseError(f"{first} is no address: the base is a register, a variable or an integer")
     return Addr(base, offset, extras)

@@ -1,6 +1,6 @@
 """Missing proxy fences: the async proxy accesses bytes that were last written through the generic proxy.
 
-PTX ISA 9.0, 8.2.4 and 9.7.13.6 (fence.proxy.async): TMA, bulk copies and wgmma access shared memory through the async
+PTX ISA 9.0, 8.2.4 and 9.7.13.4 (fence.proxy.async): TMA, bulk copies and wgmma access shared memory through the async
 proxy; what was written through the generic proxy before has to pass a proxy fence on its way to the issuing thread
 (``fenced`` in clocks.py). Here the last generic write of each byte is kept, beyond all barriers. The writes are only
 put down byte by byte when an asynchronous access comes near.

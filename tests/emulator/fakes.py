@@ -155,6 +155,7 @@ def instruction_of(text: str, *operands: Any) -> Instruction:
 def shapes(text: str, operands: Sequence[Any]) -> tuple[Operand, ...]:
     """Operands in the text for values of these shapes: a destination where the instruction has one, then the rest."""
     parts: list[Operand] = []
+    addressed = False
     vector = next((int(p[1:]) for p in text.split(".") if p in ("v2", "v4", "v8")), 0)
     if text.startswith(_RETURNING):
         parts.append(Vec((Reg("%d"),) * vector) if vector else Reg("%d"))
@@ -167,7 +168,8 @@ def shapes(text: str, operands: Sequence[Any]) -> tuple[Operand, ...]:
             parts.append(Vec((Reg("%v"),) * len(operand)) if vector else Reg("%v"))
         elif isinstance(operand, int):
             parts.append(Imm("int", operand))
-        elif isinstance(operand, np.ndarray) and operand.dtype == np.int64:
+        elif isinstance(operand, np.ndarray) and operand.dtype == np.int64 and not (addressed and text.endswith("s64")):
+            addressed = True
             parts.append(Addr(Reg("%a"), 0))
         else:
             parts.append(Reg("%r"))

@@ -6,8 +6,11 @@ A number is a Fraction, or a Python float for what a fraction cannot be: zeros w
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
+from itertools import product
 from typing import NamedTuple
 
 Number = Fraction | float
@@ -114,6 +117,36 @@ def fma(a: Number, b: Number, c: Number, rnd: str = "rn") -> Number:
     return add(multiply(a, b), c, rnd)
 
 
+@cache
+def flush(bits: int, kind: str) -> int:
+    """``.ftz``: the bits of subnormals become those of zeros with the same sign."""
+    fmt = FORMATS[kind]
+    return bits if bits >> fmt.fraction & ((1 << fmt.exponent) - 1) else bits & 1 << (fmt.width - 1)
+
+
+def rounded(
+    function: Callable[..., Number],
+    kind: str,
+    rnd: str = "rn",
+    ftz: bool = False,
+    sat: bool = False,
+    relu: bool = False,
+) -> Callable[..., int]:
+    """A function of exact numbers as one of bit patterns: flushed, rounded once, clamped."""
+    one = encode(Fraction(1), kind)
+
+    def on_bits(*bits: int) -> int:
+        result = encode(function(*[decode(flush(b, kind) if ftz else b, kind) for b in bits]), kind, rnd)
+        if ftz:
+            result = flush(result, kind)
+        value = decode(result, kind)
+        if sat:
+            return 0 if is_nan(value) or negative(value) else min(result, one)
+        return 0 if relu and not is_nan(value) and negative(value) else result
+
+    return on_bits
+
+
 def compare(a: Number, b: Number) -> int | None:
     """-1, 0 or 1; None if either is NaN."""
     if is_nan(a) or is_nan(b):
@@ -138,3 +171,15 @@ def patterns(kind: str) -> list[int]:
         infinity + tiny // 2,
     ]
     return positive + [p | 1 << (fmt.width - 1) for p in positive]
+
+
+def sample(kind: str, arity: int, count: int, seed: int) -> list[tuple[int, ...]]:
+    """Combinations of edge cases, all of them if they are few enough."""
+    cases = list(product(patterns(kind), repeat=arity))
+    return cases if len(cases) <= count else random.Random(seed).sample(cases, count)
+
+
+def mixture(kind: str, arity: int, count: int, seed: int) -> list[tuple[int, ...]]:
+    """Combinations of edge cases and of random bit patterns."""
+    rng, edge, width = random.Random(seed), patterns(kind), FORMATS[kind].width
+    return [tuple(rng.choice([rng.choice(edge), rng.getrandbits(width)]) for _ in range(arity)) for _ in range(count)]

@@ -131,3 +131,17 @@ def sweep(name: str, result: str, types: list[str], reference: Callable[..., int
     for case, value in zip(cases, got, strict=True):
         want = int(reference(*case))
         assert int(value) & ((1 << bits) - 1) == want & ((1 << bits) - 1), (name, case, value, want)
+
+
+def check_bits(
+    name: str, kinds: str | list[str], cases: list[tuple[int, ...]] | list[int], want: Callable[..., int]
+) -> None:
+    """Compare an instruction on bit patterns with a function of them; ``kinds`` are the types of its operands."""
+    cases = [case if isinstance(case, tuple) else (case,) for case in cases]
+    kinds = [kinds] * len(cases[0]) if isinstance(kinds, str) else kinds
+    columns = zip(zip(*cases, strict=True), kinds, strict=True)
+    arrays = [np.array(column, f"u{width_of(kind) // 8}") for column, kind in columns]
+    got = bits_of(evaluate(name, *arrays)).tolist()
+    for case, value in zip(cases, got, strict=True):
+        expected = want(*case)
+        assert value == expected, (name, [hex(bits) for bits in case], hex(value), hex(expected))

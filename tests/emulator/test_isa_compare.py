@@ -10,7 +10,7 @@ import pytest
 
 from gpulinear.emulator.errors import NotModelledError
 from tests.emulator import reference
-from tests.emulator.reference import decode, patterns
+from tests.emulator.reference import decode, flush, patterns
 from tests.emulator.semantics import bits_of, edges, evaluate
 
 # True for the order -1, 0, 1 of the operands; unordered comparisons have a u.
@@ -29,11 +29,6 @@ def holds(name, a, b):
     if order is None:
         return name not in ORDER
     return bool(ORDER[name if name in ORDER else name[:-1]][order + 1])
-
-
-def flushed(bits, kind):
-    fmt = reference.FORMATS[kind]
-    return bits if bits >> fmt.fraction & ((1 << fmt.exponent) - 1) else bits & 1 << (fmt.width - 1)
 
 
 def columns(kind):
@@ -78,7 +73,7 @@ def test_float_comparisons(kind, name):
         assert evaluate(f"set.{name}.s16.{kind}", a, b).tolist() == [-1 * w for w in want]
         assert evaluate(f"set.{name}.bf16.{kind}", a, b).tolist() == [0x3F80 * w for w in want]
     if kind in ("f32", "f16"):
-        want = [holds(name, decode(flushed(x, kind), kind), decode(flushed(y, kind), kind)) for x, y in pairs]
+        want = [holds(name, decode(flush(x, kind), kind), decode(flush(y, kind), kind)) for x, y in pairs]
         assert evaluate(f"setp.{name}.ftz.{kind}", a, b).tolist() == want
     else:
         with pytest.raises(NotModelledError):

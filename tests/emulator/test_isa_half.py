@@ -11,40 +11,10 @@ import pytest
 
 from gpulinear.emulator.errors import NotModelledError
 from tests.emulator import reference
-from tests.emulator.reference import NAN, decode, encode, patterns
+from tests.emulator.reference import NAN, decode, encode, flush, mixture, patterns, rounded
 from tests.emulator.semantics import evaluate
 
 HALVES = ["f16", "bf16"]
-SMALLEST_NORMAL = {"f16": Fraction(2) ** -14, "bf16": Fraction(2) ** -126}
-
-
-def sample(kind, arity, count, seed):
-    """Edge cases with each other and with random bit patterns."""
-    rng = random.Random(seed)
-    edge = patterns(kind)
-    cases = [tuple(rng.choice(edge) for _ in range(arity)) for _ in range(count // 2)]
-    return cases + [
-        tuple(rng.choice([rng.choice(edge), rng.getrandbits(16)]) for _ in range(arity)) for _ in range(count // 2)
-    ]
-
-
-def flushed(bits, kind):
-    value = decode(bits, kind)
-    return bits & 0x8000 if isinstance(value, Fraction) and abs(value) < SMALLEST_NORMAL[kind] else bits
-
-
-def on_bits(function, kind, ftz=False, sat=False, relu=False):
-    one = encode(Fraction(1), kind)
-
-    def run(*bits):
-        r = encode(function(*[decode(flushed(b, kind) if ftz else b, kind) for b in bits]), kind)
-        r = flushed(r, kind) if ftz else r
-        nan = reference.is_nan(decode(r, kind))
-        if sat:
-            return 0 if nan or r & 0x8000 else min(r, one)
-        return 0 if relu and not nan and r & 0x8000 else r
-
-    return run
 
 
 def check(name, kind, cases, want):
@@ -60,28 +30,28 @@ def check(name, kind, cases, want):
 
 @pytest.mark.parametrize("kind", HALVES)
 def test_arithmetic_rounds_once(kind):
-    pairs, triples = sample(kind, 2, 3000, 1), sample(kind, 3, 4000, 2)
+    pairs, triples = mixture(kind, 2, 3000, 1), mixture(kind, 3, 4000, 2)
     for rnd in ("", ".rn"):
-        check(f"add{rnd}", kind, pairs, on_bits(reference.add, kind))
-        check(f"sub{rnd}", kind, pairs, on_bits(lambda a, b: reference.add(a, -b), kind))
-        check(f"mul{rnd}", kind, pairs, on_bits(reference.multiply, kind))
-    check("fma.rn", kind, triples, on_bits(reference.fma, kind))
-    check("fma.rn.relu", kind, triples, on_bits(reference.fma, kind, relu=True))
+        check(f"add{rnd}", kind, pairs, rounded(reference.add, kind))
+        check(f"sub{rnd}", kind, pairs, rounded(lambda a, b: reference.add(a, -b), kind))
+        check(f"mul{rnd}", kind, pairs, rounded(reference.multiply, kind))
+    check("fma.rn", kind, triples, rounded(reference.fma, kind))
+    check("fma.rn.relu", kind, triples, rounded(reference.fma, kind, relu=True))
 
 
 @pytest.mark.parametrize("modifiers", [".ftz", ".sat", ".ftz.sat"])
 def test_ftz_and_sat_of_f16(modifiers):
     options = {"ftz": "ftz" in modifiers, "sat": "sat" in modifiers}
-    pairs, triples = sample("f16", 2, 2000, 3), sample("f16", 3, 2000, 4)
-    check(f"add{modifiers}", "f16", pairs, on_bits(reference.add, "f16", **options))
-    check(f"sub{modifiers}", "f16", pairs, on_bits(lambda a, b: reference.add(a, -b), "f16", **options))
-    check(f"mul{modifiers}", "f16", pairs, on_bits(reference.multiply, "f16", **options))
-    check(f"fma.rn{modifiers}", "f16", triples, on_bits(reference.fma, "f16", **options))
+    pairs, triples = mixture("f16", 2, 2000, 3), mixture("f16", 3, 2000, 4)
+    check(f"add{modifiers}", "f16", pairs, rounded(reference.add, "f16", **options))
+    check(f"sub{modifiers}", "f16", pairs, rounded(lambda a, b: reference.add(a, -b), "f16", **options))
+    check(f"mul{modifiers}", "f16", pairs, rounded(reference.multiply, "f16", **options))
+    check(f"fma.rn{modifiers}", "f16", triples, rounded(reference.fma, "f16", **options))
 
 
 def test_relu_with_ftz():
-    triples = sample("f16", 3, 1000, 5)
-    check("fma.rn.ftz.relu", "f16", triples, on_bits(reference.fma, "f16", ftz=True, relu=True))
+    triples = mixture("f16", 3, 1000, 5)
+    check("fma.rn.ftz.relu", "f16", triples, rounded(reference.fma, "f16", ftz=True, relu=True))
 
 
 @pytest.mark.parametrize("kind", HALVES)
@@ -94,7 +64,7 @@ def test_fma_beside_ties(kind):
     for power in (0, 10) if kind == "f16" else (0, 60, -60):
         a, b = encode(x * Fraction(2) ** power, kind), encode(y, kind)
         cases += [(a, b ^ sign, c) for sign in (0, 0x8000) for c in (1, 0x8001, 0, 0x8000)]
-    check("fma.rn", kind, cases, on_bits(reference.fma, kind))
+    check("fma.rn", kind, cases, rounded(reference.fma, kind))
 
 
 @pytest.mark.parametrize("kind", HALVES)
@@ -110,7 +80,7 @@ def test_sums_and_products_of_all_pairs_of_exponents(kind):
             pairs.append(
                 (exponent << fmt.fraction | fractions[0], low << fmt.fraction | fractions[1] | rng.choice([0, 0x8000]))
             )
-    check("add", kind, pairs, on_bits(reference.add, kind))
+    check("add", kind, pairs, rounded(reference.add, kind))
     bias = (1 << (fmt.exponent - 1)) - 1
     tiny = []
     for _ in range(1500):
@@ -119,17 +89,17 @@ def test_sums_and_products_of_all_pairs_of_exponents(kind):
         tiny.append(
             (a << fmt.fraction | rng.getrandbits(fmt.fraction), b << fmt.fraction | rng.getrandbits(fmt.fraction))
         )
-    check("mul", kind, tiny, on_bits(reference.multiply, kind))
+    check("mul", kind, tiny, rounded(reference.multiply, kind))
 
 
 @pytest.mark.parametrize("kind", HALVES)
 def test_neg_and_abs(kind):
     cases = [(p,) for p in patterns(kind)]
-    check("neg", kind, cases, on_bits(lambda a: -a, kind))
-    check("abs", kind, cases, on_bits(abs, kind))
+    check("neg", kind, cases, rounded(lambda a: -a, kind))
+    check("abs", kind, cases, rounded(abs, kind))
     if kind == "f16":
-        check("neg.ftz", kind, cases, on_bits(lambda a: -a, kind, ftz=True))
-        check("abs.ftz", kind, cases, on_bits(abs, kind, ftz=True))
+        check("neg.ftz", kind, cases, rounded(lambda a: -a, kind, ftz=True))
+        check("abs.ftz", kind, cases, rounded(abs, kind, ftz=True))
 
 
 @pytest.mark.parametrize("modifiers", ["", ".NaN", ".xorsign.abs", ".NaN.xorsign.abs", ".ftz", ".ftz.NaN.xorsign.abs"])
@@ -143,7 +113,7 @@ def test_min_max(kind, modifiers):
 
     def extreme(choose):
         def run(a, b):
-            a, b = (flushed(a, kind), flushed(b, kind)) if ftz else (a, b)
+            a, b = (flush(a, kind), flush(b, kind)) if ftz else (a, b)
             sign = (a ^ b) & 0x8000
             if xorsign:
                 a, b = a & 0x7FFF, b & 0x7FFF
@@ -155,7 +125,7 @@ def test_min_max(kind, modifiers):
 
         return run
 
-    pairs = sample(kind, 2, 1500, 7)
+    pairs = mixture(kind, 2, 1500, 7)
     check(f"min{modifiers}", kind, pairs, extreme(min))
     check(f"max{modifiers}", kind, pairs, extreme(max))
 

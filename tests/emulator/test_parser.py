@@ -192,7 +192,9 @@ def test_what_is_no_operand(text: str) -> None:
     assert "At PTX line 11:" in message
 
 
-@pytest.mark.parametrize("text", ["(1+2)", "1+2", "~1", "--1", "+1", "(4)", "0x10*2", "dyn+(4)", "[%rd1+4+4]", "dyn+4-2"])
+@pytest.mark.parametrize(
+    "text", ["(1+2)", "1+2", "~1", "--1", "+1", "(4)", "0x10*2", "dyn+(4)", "[%rd1+4+4]", "dyn+4-2"]
+)
 def test_constant_expressions_are_refused_as_not_modelled(text: str) -> None:
     refuse(NotModelledError, kernel(f"op.b32 {text};"), "constant expression", "At PTX line 10: op.b32")
 
@@ -206,7 +208,9 @@ def test_other_legal_operands_that_are_refused() -> None:
 
 
 def test_instruction_keeps_text_line_and_guard() -> None:
-    found = entry("mov.u32 \t%r1,   %tid.x;\n@%p1 bra  L;\n@ ! %p2 add.s32 %r1, %r2,\n  3; // comment; with }\nL: exit;")
+    found = entry(
+        "mov.u32 \t%r1,   %tid.x;\n@%p1 bra  L;\n@ ! %p2 add.s32 %r1, %r2,\n  3; // comment; with }\nL: exit;"
+    )
     one, two, three, four, ret = found.instructions
     assert (one.name, one.opcode, one.line, one.text) == ("mov.u32", "mov", 10, "mov.u32 %r1, %tid.x;")
     assert (two.guard, two.guard_negated, two.operands, two.line) == (Reg("%p1"), False, (Sym("L"),), 11)
@@ -338,6 +342,7 @@ def test_registers_hide_variables_and_the_other_way_round() -> None:
     hidden, variable, again = (i.operands[n] for i, n in zip(found.instructions, (0, 1, 1), strict=False))
     assert isinstance(hidden, Reg) and hidden == again
     assert isinstance(variable, Sym) and variable.name == found.variables[0].name != "dyn"
+    refuse(ParseError, kernel("{ .reg .b32 dyn; mov.b32 %r1, dyn+4; }"), "dyn+4")
 
 
 def test_special_names_can_be_declared() -> None:
@@ -465,6 +470,10 @@ def test_a_kernel_may_hide_a_module_variable() -> None:
     (own,) = found.entry("k").variables
     assert found.variables[0].name == "x" != own.name
     assert found.entry("k").instructions[0].operands[1] == Sym(own.name)
+    found = parse(kernel("ld.param.u64 %rd1, [a];", ".shared .b64 a;"))
+    param = found.entry("k").params[0]
+    assert found.variables[0].name == "a" != param.name
+    assert found.entry("k").instructions[0].operands[1] == Addr(Sym(param.name), 0)
 
 
 @pytest.mark.parametrize(
@@ -484,6 +493,8 @@ def test_a_kernel_may_hide_a_module_variable() -> None:
         ".global .s8 x = -129;",
         ".global .u32 x = 1.5;",
         ".global .u32 x = 0f3F800000;",
+        ".global .b64 x = 0f3F800000;",
+        ".global .b32 x = 1.5;",
         ".global .f32 x = 1;",
         ".global .f32 x = 1e300;",
         ".global .f16 x = 1.0;",
@@ -501,7 +512,7 @@ def test_a_kernel_may_hide_a_module_variable() -> None:
         ".global .b32 x, x;",
         ".global .b32 x",
         ".visible .reg .b32 x;",
-        ".visible .pragma \"x\";",
+        '.visible .pragma "x";',
         "stray",
         ";",
     ],
@@ -570,14 +581,25 @@ def test_directives_of_a_kernel() -> None:
     .entry three .maxclusterrank 4 .blocksareclusters .maxnctapersm 1 {{ }}"""
     module = parse(text)
     assert module.entry("one").directives == {"maxntid": [128, 1, 1], "minnctapersm": [2], "maxnreg": [32]}
-    assert module.entry("two").directives == {"reqntid": [32, 1, 1], "reqnctapercluster": [2, 1, 1], "explicitcluster": []}
+    assert module.entry("two").directives == {
+        "reqntid": [32, 1, 1],
+        "reqnctapercluster": [2, 1, 1],
+        "explicitcluster": [],
+    }
     assert module.entry("three").directives == {"maxclusterrank": [4], "blocksareclusters": [], "maxnctapersm": [1]}
     assert all(not e.instructions and not e.params for e in module.entries.values())
 
 
 @pytest.mark.parametrize(
     "text",
-    [".maxntid {}", ".maxntid 1,1,1,1 {}", ".maxntid 32 .maxntid 32 {}", ".minnctapersm 2, 2 {}", ".noreturn {}", "ret;"],
+    [
+        ".maxntid {}",
+        ".maxntid 1,1,1,1 {}",
+        ".maxntid 32 .maxntid 32 {}",
+        ".minnctapersm 2, 2 {}",
+        ".noreturn {}",
+        "ret;",
+    ],
 )
 def test_wrong_directives(text: str) -> None:
     refuse(ParseError, f"{HEAD}.entry k {text}", "PTX line 4")
@@ -663,7 +685,7 @@ def test_shipped_kernels(config: Config, arch: str) -> None:
 
 
 def test_ten_thousand_lines_are_quick() -> None:
-    line = '.loc 1 7 3\nfma.rn.f32 %f1, %f{0}, %f{1}, %f1;\nld.global.v2.f32 {{%f2, %f3}}, [%rd{0}+{1}];\n@%p1 bra L{2};\nL{2}:\n'
+    line = ".loc 1 7 3\nfma.rn.f32 %f1, %f{0}, %f{1}, %f1;\nld.global.v2.f32 {{%f2, %f3}}, [%rd{0}+{1}];\n@%p1 bra L{2};\nL{2}:\n"
     body = "".join(line.format(n % 9, n % 7, n) for n in range(2000))
     text = kernel(body) + '.file 1 "a.cu"\n'
     assert text.count("\n") > 10_000
@@ -686,7 +708,29 @@ VALID = kernel(
 )
 VALID += '.file 1 "a.cu"\n.section .debug_str { info: .b8 1,2,0 }\n'
 TOKENS = re.findall(r"\w+|\s+|.", VALID)
-CHAOS = ["{", "}", "[", "]", "(", ")", '"', "/*", "//", ";", ":", ",", "<9>", "@", "!", "|", "+", "-", "9" * 30, "é", "\0"]
+CHAOS = [
+    "{",
+    "}",
+    "[",
+    "]",
+    "(",
+    ")",
+    '"',
+    "/*",
+    "//",
+    ";",
+    ":",
+    ",",
+    "<9>",
+    "@",
+    "!",
+    "|",
+    "+",
+    "-",
+    "9" * 30,
+    "é",
+    "\0",
+]
 
 
 def test_the_valid_module_is_valid() -> None:
@@ -698,7 +742,9 @@ def test_the_valid_module_is_valid() -> None:
     edits=st.lists(st.tuples(st.integers(0, len(TOKENS) - 1), st.integers(0, 6), st.sampled_from(CHAOS)), max_size=3),
     stop=st.one_of(st.none(), st.integers(0, len(VALID))),
 )
-def test_mutated_text_gives_a_module_or_an_error_that_says_where(edits: list[tuple[int, int, str]], stop: int | None) -> None:
+def test_mutated_text_gives_a_module_or_an_error_that_says_where(
+    edits: list[tuple[int, int, str]], stop: int | None
+) -> None:
     tokens = list(TOKENS)
     for place, width, new in edits:
         tokens[place : place + width] = [new] if width % 2 else []

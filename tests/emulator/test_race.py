@@ -40,7 +40,9 @@ class Bench:
     def do(self, kind: str, agents: object, offsets: object, nbytes: int = 4, rank: int = 0) -> None:
         getattr(self.races[rank], kind)(a(agents), a(offsets), nbytes, self.line())
 
-    def go(self, kind: str, issuers: object, channel: int, value: int, offsets: object, nbytes: int, **more: bool) -> None:
+    def go(
+        self, kind: str, issuers: object, channel: int, value: int, offsets: object, nbytes: int, **more: bool
+    ) -> None:
         who = issuers if isinstance(issuers, int) else a(issuers)
         getattr(self.races[0], f"async_{kind}")(who, channel, value, a(offsets), nbytes, self.line(), **more)
 
@@ -236,7 +238,10 @@ def test_cp_async_over_something_still_read() -> None:
 def ring(bench: Bench, rounds: int, *, wait_reads: bool = True, wait_full: bool = True) -> None:
     """One producer thread, a consumer warp, two stages: TMA loads, wgmma reads, mbarriers both ways."""
     clocks, consumers = bench.clocks, np.arange(32, 64)
-    loads, reads = clocks.new_channel("TMA loads", "wait on the mbarrier"), clocks.new_channel("wgmma", "wgmma.wait_group")
+    loads, reads = (
+        clocks.new_channel("TMA loads", "wait on the mbarrier"),
+        clocks.new_channel("wgmma", "wgmma.wait_group"),
+    )
     empty: list[object] = [None, None]
     for n in range(1, rounds + 1):
         stage = n % 2
@@ -533,7 +538,9 @@ def one_program(rng: np.random.Generator, ctas: int) -> list[int]:
         return sorted(rng.choice(pool, size=int(rng.integers(1, min(5, len(pool)) + 1)), replace=False).tolist())
 
     for _ in range(60):
-        action = rng.choice(["thread"] * 8 + ["async"] * 3 + ["all", "part", "warp", "message", "wait", "fence", "exit"])
+        action = rng.choice(
+            ["thread"] * 8 + ["async"] * 3 + ["all", "part", "warp", "message", "wait", "fence", "exit"]
+        )
         if action == "exit" and len(live) > count - 3:
             gone = some(live)[0]
             live.remove(gone)

@@ -1,7 +1,7 @@
 """Atomic operations: atom (PTX ISA 9.7.13.5) and red (9.7.13.6), on global and shared memory.
 
-Lanes that hit one address are applied one after the other in lane order. To add an operation, write a row in _SCALAR:
-what it does to the old values ``a`` with the operands ``b`` (and ``c``), and the types that have it.
+Lanes that hit one address are applied one after the other in lane order. To add an operation, say in _INTEGER what it
+does to the old values ``a`` with the operands ``b`` (and ``c``), and add the types that have it to the list at the end.
 
 Refused: .b128, and the vector forms of 16-bit types.
 """
@@ -48,19 +48,19 @@ def _add_half(kind: str) -> Operation:
     return lambda a, b: narrow(to_float(a, kind) + to_float(b, kind), kind)
 
 
-_SCALAR: dict[str, tuple[str, Operation]] = {
-    "and": ("b32|b64", lambda a, b: a & b),
-    "or": ("b32|b64", lambda a, b: a | b),
-    "xor": ("b32|b64", lambda a, b: a ^ b),
-    "exch": ("b32|b64", lambda a, b: b),
-    "cas": ("b16|b32|b64", _compare_and_swap),
-    "add": ("u32|s32|u64", lambda a, b: a + b),
-    "inc": ("u32", _wrapping_inc),
-    "dec": ("u32", _wrapping_dec),
-    "min": ("u32|s32|u64|s64", np.minimum),
-    "max": ("u32|s32|u64|s64", np.maximum),
+_INTEGER: dict[str, Operation] = {
+    "and": lambda a, b: a & b,
+    "or": lambda a, b: a | b,
+    "xor": lambda a, b: a ^ b,
+    "exch": lambda a, b: b,
+    "cas": _compare_and_swap,
+    "add": lambda a, b: a + b,
+    "inc": _wrapping_inc,
+    "dec": _wrapping_dec,
+    "min": np.minimum,
+    "max": np.maximum,
 }
-"""Operations on integers and bits: the types that have them, and the new value."""
+"""What becomes of the old value ``a``."""
 
 _HALVES: dict[str, Operation] = {
     "f16": _add_half("f16"),
@@ -125,8 +125,8 @@ def _without_result(make: Callable[[Form], Semantics]) -> Callable[[Form], Seman
     return factory
 
 
-def _plain(function: Operation) -> Callable[[Form], Semantics]:
-    return lambda form: _semantics(form, function)
+def _integer(form: Form) -> Semantics:
+    return _semantics(form, _INTEGER[form["op"]])
 
 
 def _float_add(form: Form) -> Semantics:
@@ -140,9 +140,12 @@ def _half_add(form: Form) -> Semantics:
     return _semantics(form, _HALVES[form["T"]])
 
 
-for _name, (_types, _function) in _SCALAR.items():
-    _values = "T, T" if _name == "cas" else "T"
-    _register(_name, f".<T:{_types}>", _values, _plain(_function), red=_name not in ("cas", "exch"))
+_register("<op:and|or|xor>", ".<T:b32|b64>", "T", _integer)
+_register("<op:exch>", ".<T:b32|b64>", "T", _integer, red=False)
+_register("<op:cas>", ".<T:b16|b32|b64>", "T, T", _integer, red=False)
+_register("<op:add>", ".<T:u32|s32|u64>", "T", _integer)
+_register("<op:inc|dec>", ".<T:u32>", "T", _integer)
+_register("<op:min|max>", ".<T:u32|s32|u64|s64>", "T", _integer)
 _register("add", ".<T:f32|f64>", "T", _float_add)
 _register("add", ".<vec:v2|v4>.<T:f32>", "V:T", _float_add, spaces="global")
 _register("add.noftz", f".<T:{'|'.join(_HALVES)}>", "T", _half_add)

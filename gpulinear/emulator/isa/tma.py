@@ -28,6 +28,7 @@ from gpulinear.emulator.isa import Form, Semantics, effect
 from gpulinear.emulator.lanes import Lanes
 from gpulinear.emulator.mbarrier_lookup import place
 from gpulinear.emulator.reductions import reduce_global
+from gpulinear.emulator.spaces import PARAM_BASE
 from gpulinear.emulator.tensormap import TensorMap, Window
 
 Array = npt.NDArray[Any]
@@ -51,14 +52,24 @@ _REDUCIBLE = {
 _decode = lru_cache(maxsize=256)(tensormap.decode)
 
 
+def _read_map(lanes: Lanes, address: int) -> TensorMap | None:
+    """What is at an address; parameters do not change in a launch, so that it is kept for these."""
+    known: dict[int, TensorMap] = lanes.cta.launch.state("tensor maps", dict)
+    if address in known:
+        return known[address]
+    found = _decode(memory.read_bytes(lanes, "generic", np.array([address]), tensormap.SIZE, 1).tobytes())
+    if found is not None and address >> 44 == PARAM_BASE >> 44:
+        known[address] = found
+    return found
+
+
 def _tensor_map(lanes: Lanes, address: int, rank: int) -> TensorMap | None:
     """The tensor map at a generic address; None if there is none of this rank, which is reported."""
-    where = np.array([address])
     if address % tensormap.ALIGNMENT:
         problem = f"its address must be a multiple of {tensormap.ALIGNMENT}"
         fix = "declare it as a const __grid_constant__ CUtensorMap parameter"
     else:
-        found = _decode(memory.read_bytes(lanes, "generic", where, tensormap.SIZE, 1).tobytes())
+        found = _read_map(lanes, address)
         if found is not None and found.rank == rank:
             return found
         problem = "these 128 bytes are none" if found is None else f"it has {found.rank} dimensions, not {rank}"

@@ -28,7 +28,7 @@ _SOURCE: dict[str, Callable[[Array, Array, Array, Array], tuple[Array, Array]]] 
 """Lane, offset, lowest and bounding lane of the segment -> the source lane, and whether it is in range."""
 
 
-@effect("shfl.sync.<mode:up|down|bfly|idx>.b32", "=b32|pred?, b32, u32, u32, u32", "9.7.9.6", sync="mask")
+@effect("shfl.sync.<mode:up|down|bfly|idx>.b32", "=b32|=pred?, b32, u32, u32, u32", "9.7.9.6", sync="mask")
 def shfl(form: Form) -> Semantics:
     source = _SOURCE[form["mode"]]
     is_index = form["mode"] == "idx"
@@ -92,7 +92,7 @@ def match_any(form: Form) -> Semantics:
     return lambda lanes, a, mask: _equal(Members(lanes, mask), a)
 
 
-@effect("match.all.sync.<T:b32|b64>", "=b32|pred?, T, u32", "9.7.13.10", sync="mask")
+@effect("match.all.sync.<T:b32|b64>", "=b32|=pred?, T, u32", "9.7.13.10", sync="mask")
 def match_all(form: Form) -> Semantics:
     def run(lanes: Lanes, a: Array, mask: Array) -> tuple[Array, Array]:
         members = Members(lanes, mask)
@@ -136,7 +136,7 @@ def activemask(form: Form) -> Semantics:
     return run
 
 
-@effect("elect.sync", "=b32|pred, u32", "9.7.13.14", sync="mask")
+@effect("elect.sync", "=b32|=pred, u32", "9.7.13.14", sync="mask")
 def elect(form: Form) -> Semantics:
     """Which lane is elected is not specified; here the lowest one."""
 
