@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gpulinear.emulator.ir import Instruction
-from gpulinear.emulator.program import Block, Bound, Key, Program, Rows, Source
+from gpulinear.emulator.program import Block, Bound, Key, Program, Rows
 
 _NO_FENCE: Key = (0, "no wgmma.fence yet")
 
@@ -27,7 +27,14 @@ def _is_register(key: Key, program: Program) -> bool:
 
 
 def _in_place(bound: Bound) -> frozenset[Key]:
+    """Accumulators of a wgmma, and its fragment of A where that comes from registers."""
     return frozenset(key for item in bound.sources if isinstance(item, Rows) for key in item.keys)
+
+
+def _accumulators(bound: Bound) -> frozenset[Key]:
+    """The registers in place that the instruction writes: the first such operand. Further ones are only read."""
+    rows = [item for item in bound.sources if isinstance(item, Rows)]
+    return frozenset(rows[0].keys) if rows else frozenset()
 
 
 def _end_reads(block: Block) -> Iterator[Key]:
@@ -39,7 +46,7 @@ def _end_reads(block: Block) -> Iterator[Key]:
 def maybe_unwritten(program: Program) -> frozenset[Key]:
     """Registers that some path may read before it has written them.
 
-    Registers in place (wgmma accumulators) count as written and not as read: a first wgmma ignores what they held.
+    wgmma accumulators count as written and not as read: a first wgmma ignores what they held.
     """
     blocks = program.blocks
     everything = frozenset(key for block in blocks for bound in block.body for key in bound.writes)
@@ -63,18 +70,11 @@ def maybe_unwritten(program: Program) -> frozenset[Key]:
     for block in blocks:
         known = set(entering[block.index] if entering[block.index] is not None else everything)  # type: ignore[arg-type]
         for bound in block.body:
-            suspects |= bound.reads - _in_place(bound) - known
+            suspects |= bound.reads - _accumulators(bound) - known
             if bound.guard is None:
                 known |= bound.writes
         suspects |= set(_end_reads(block)) - known
     return frozenset(key for key in suspects if _is_register(key, program))
-
-
-def _wgmma_registers(bound: Bound) -> frozenset[Key]:
-    """Accumulators, and the fragment of A where it comes from registers."""
-    vectors = [item for item in bound.sources if isinstance(item, list)]
-    fragment = {s.key for v in vectors for s in v if isinstance(s, Source) and s.key is not None}
-    return _in_place(bound) | frozenset(fragment)
 
 
 def registers_in_place(program: Program) -> frozenset[Key]:
@@ -93,7 +93,7 @@ def missing_wgmma_fences(program: Program) -> list[tuple[Instruction, tuple[str,
         for block in blocks
         for bound in block.body
         if bound.instruction.name.startswith("wgmma.mma_async")
-        for key in _wgmma_registers(bound)
+        for key in _in_place(bound)
     )
     if not relevant:
         return []
@@ -111,7 +111,7 @@ def missing_wgmma_fences(program: Program) -> list[tuple[Instruction, tuple[str,
             if name.startswith("wgmma.fence"):
                 touched.clear()
             elif name.startswith("wgmma.mma_async"):
-                bad = touched & (_wgmma_registers(bound) | {_NO_FENCE})
+                bad = touched & (_in_place(bound) | {_NO_FENCE})
                 if bad:
                     names = tuple(sorted(key[1] for key in bad if key != _NO_FENCE))
                     found[bound.instruction.index] = (bound.instruction, names)

@@ -112,7 +112,8 @@ class Instruction:
 
     def where(self) -> str:
         """Where it is, for messages: the CUDA line if known, and the PTX line."""
-        ptx = f"PTX line {self.line}: {self.text}"
+        text = self.text if len(self.text) <= 120 else self.text[:117] + "..."
+        ptx = f"PTX line {self.line}: {text}"
         return ptx if self.location is None else f"{self.location}, {ptx}"
 
 

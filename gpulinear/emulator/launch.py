@@ -128,23 +128,24 @@ class Launch(Stateful):
     def _check_limits(self, directives: dict[str, list[int]]) -> None:
         if self.threads > 1024:
             raise LaunchError(f"a block has at most 1024 threads, got {self.threads}")
-        for name in ("maxntid", "reqntid"):
-            if name in directives:
-                limit = math.prod(directives[name])
-                if self.threads > limit or (name == "reqntid" and self.threads != limit):
-                    raise LaunchError(
-                        f"{self.entry} is compiled for .{name} {directives[name]}, got block {self.block}"
-                    )
+        limit = directives.get("maxntid")
+        if limit and self.threads > math.prod(limit):
+            raise LaunchError(
+                f"{self.entry} is compiled for at most {math.prod(limit)} threads, got block {self.block}"
+            )
+        required = directives.get("reqntid")
+        if required and self.block != _shape(required, "reqntid"):
+            raise LaunchError(f"{self.entry} is compiled for blocks of {tuple(required)}, got {self.block}")
         for extent, part in zip(self.grid, self.cluster_shape, strict=True):
             if extent % part:
                 raise LaunchError(f"grid {self.grid} must be a multiple of the cluster {self.cluster_shape}")
         if self.grid[0] > 2**31 - 1 or max(self.grid[1:]) > 65535:
             raise LaunchError(f"a grid has at most 2147483647, 65535 and 65535 blocks, got {self.grid}")
         static = layout_shared(self.code.shared)[1]
-        limit = SMEM_LIMITS.get(self.capability, _STATIC_LIMIT)
-        if static > _STATIC_LIMIT or static + self.dynamic_smem > limit:
+        most = SMEM_LIMITS.get(self.capability, _STATIC_LIMIT)
+        if static > _STATIC_LIMIT or static + self.dynamic_smem > most:
             raise LaunchError(
-                f"{self.arch} allows {limit} bytes of shared memory ({_STATIC_LIMIT} static), "
+                f"{self.arch} allows {most} bytes of shared memory ({_STATIC_LIMIT} static), "
                 f"got {static} static and {self.dynamic_smem} dynamic"
             )
         if self.registers_per_thread is not None and self.registers_per_thread * self.threads > 65536:

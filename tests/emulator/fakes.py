@@ -156,6 +156,7 @@ def shapes(text: str, operands: Sequence[Any]) -> tuple[Operand, ...]:
     """Operands in the text for values of these shapes: a destination where the instruction has one, then the rest."""
     parts: list[Operand] = []
     addressed = False
+    values_are_s64 = text.endswith("s64") and not text.startswith("cp.")
     vector = next((int(p[1:]) for p in text.split(".") if p in ("v2", "v4", "v8")), 0)
     if text.startswith(_RETURNING):
         parts.append(Vec((Reg("%d"),) * vector) if vector else Reg("%d"))
@@ -168,7 +169,7 @@ def shapes(text: str, operands: Sequence[Any]) -> tuple[Operand, ...]:
             parts.append(Vec((Reg("%v"),) * len(operand)) if vector else Reg("%v"))
         elif isinstance(operand, int):
             parts.append(Imm("int", operand))
-        elif isinstance(operand, np.ndarray) and operand.dtype == np.int64 and not (addressed and text.endswith("s64")):
+        elif isinstance(operand, np.ndarray) and operand.dtype == np.int64 and not (addressed and values_are_s64):
             addressed = True
             parts.append(Addr(Reg("%a"), 0))
         else:

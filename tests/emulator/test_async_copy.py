@@ -248,6 +248,19 @@ def test_two_copies_to_one_place_need_a_wait_in_between() -> None:
     assert case.only().kind == "shared race"
 
 
+def test_the_async_proxy_sees_copies_after_a_proxy_fence_only() -> None:
+    for fenced in (False, True):
+        case = Case(proxies=True)
+        case.copy(0)
+        case.run("cp.async.wait_all", threads=0)
+        if fenced:
+            case.cta.cluster.clocks.fence_proxy(np.array([0]))
+        to = np.array([case.memory.alloc(16)], np.int64)
+        source, size = np.array([0], np.int64), np.array([16], np.uint32)
+        case.run("cp.async.bulk.global.shared::cta.bulk_group", to, source, size, threads=0)
+        assert case.found == ([] if fenced else ["missing proxy fence"])
+
+
 def test_a_copy_over_what_others_still_read_is_a_race() -> None:
     case = Case()
     case.run("st.shared.u32", np.array([0], np.int64), [np.array([1], np.uint32)], None, threads=40)

@@ -192,6 +192,15 @@ def test_an_object_must_not_be_invalidated_with_copies_in_flight() -> None:
     assert "copy never waited for" in case.found and "mbarrier not initialised" in case.found
 
 
+def test_a_copy_does_not_complete_on_an_object_that_took_the_place_of_its_own() -> None:
+    case = Case("late")
+    case.expect(256)
+    load(case, 1024, 0, 256)
+    case.run("mbarrier.init.shared::cta.b64", at(BAR), u32(1), threads=0)
+    case.finish()
+    assert case.found[-1] == "mbarrier not initialised" and not case.done(0)
+
+
 @pytest.mark.parametrize(
     ("to", "start", "nbytes", "kind"),
     [

@@ -185,6 +185,8 @@ def test_an_exited_cta_cannot_be_written(policy: str) -> None:
     case.ctas[1].live[:] = False
     case.ctas[1].exit()
     assert case.only().kind == "copy never waited for"
+    before = case.ctas[1].shared.bytes.copy()
     case.cta.cluster.engine.drain()
+    assert (case.ctas[1].shared.bytes == before).all()
     case.run(STORE, at(there(1, 64)), [u32(1)], at(there(1, BAR)), threads=6)
     assert case.found[-1] == "shared memory of an exited CTA"

@@ -518,9 +518,9 @@ class Model:
 def test_random_programs(ctas: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(race, "_THIN_OUT", 6)
     totals = np.zeros(3, int)
-    for seed in range(60):
+    for seed in range(24):
         totals += one_program(np.random.default_rng(seed), ctas)
-    assert (totals > 50).all(), totals
+    assert (totals > 20).all(), totals
 
 
 def one_program(rng: np.random.Generator, ctas: int) -> list[int]:
