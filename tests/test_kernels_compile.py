@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,6 +20,8 @@ from gpulinear.config import (
     registers,
 )
 from gpulinear.device import ARCHS, DeviceSpec
+from gpulinear.emulator import isa
+from gpulinear.emulator.parser import parse
 from gpulinear.problem import ITEMSIZE, Gemm, Matrix
 from gpulinear.source import entry_name, render
 
@@ -43,6 +46,29 @@ def legal(gemm: Gemm, arch: str) -> list[GemmSimtConfig]:
     return [config for config, refused in candidates(gemm, DeviceSpec.preset(arch)) if refused is None]
 
 
+JUMPS = ("bra", "brx", "ret", "exit")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forms() -> Iterator[dict[str, set[str]]]:
+    """By family the instruction forms of all kernels compiled here; listed at the end (-s shows it)."""
+    yield FORMS
+    for family, names in sorted(FORMS.items()):
+        print(f"\n{family}: {len(names)} instruction forms\n  " + " ".join(sorted(names)))
+
+
+FORMS: dict[str, set[str]] = {}
+
+
+def check_modelled(ptx: str, family: str) -> None:
+    """Every instruction of a shipped kernel is one that the emulator models; NotModelledError names the line."""
+    for entry in parse(ptx).entries.values():
+        for instruction in entry.instructions:
+            FORMS.setdefault(family, set()).add(instruction.name)
+            if instruction.opcode not in JUMPS:
+                isa.resolve(instruction)
+
+
 def check(config: Config, arch: str) -> str:
     artifact = compile_kernel(render(config), entry=entry_name(config.family), arch=arch)
     used = artifact.resources
@@ -52,6 +78,7 @@ def check(config: Config, arch: str) -> str:
         assert config.smem_bytes <= DeviceSpec.preset(arch).smem_per_block_optin
     assert ".local" not in artifact.ptx
     assert artifact.cubin[:4] == b"\x7fELF"
+    check_modelled(artifact.ptx, config.family)
     return artifact.ptx
 
 

@@ -34,7 +34,7 @@ ALLOWED = {
     "linear": {"calls", "gemm"},
     "layer": {"calls", "linear", "errors", "problem", "views"},
     "explain": {"calls", "gemm", "launch", "device", "errors", "plan", "views", "backends"},
-    "backends": {"reference", "problem", "device", "errors", "launch", "plan"},
+    "backends": {"emulator", "reference", "problem", "device", "errors", "launch", "plan", "views"},
     "testing": {"reference", "testing"},
     "check": {"backends", "gemm", "linear", "testing", "config", "views"},
     "train": {"device", "gemm", "launch", "layer", "errors", "views"},
@@ -66,6 +66,8 @@ def test_imports_run_one_way(path: Path) -> None:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     module = "" if parts == ("__init__",) else parts[0]
     assert imported(path) <= ALLOWED[module], path
+    if "emulator" in imported(path):
+        assert parts[0] == "emulator" or parts == ("backends", "emulator")
     text = path.read_text()
     assert "import tests" not in text and "import bench" not in text
 
@@ -75,6 +77,8 @@ def test_import_brings_in_neither_cupy_nor_cuda_nor_the_command_line() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for name in ("cupy", "cuda", "typer", "rich", "sklearn", "matplotlib"):
         assert f"'{name}'" not in loaded
+    code = "import sys, gpulinear; print([m for m in sys.modules if m.startswith('gpulinear.emulator')])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 @pytest.mark.parametrize("name", [n for n in gl.__all__ if inspect.isfunction(inspect.unwrap(getattr(gl, n)))])

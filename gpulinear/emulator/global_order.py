@@ -286,9 +286,10 @@ class GlobalOrder:
         if how.release:
             known = me.clocks.release(agents).known
         else:
-            level = WEAK if me.fenced is None else min(level, int(me.fenced[thread]))
-            if level < SCOPES["cluster"]:
+            fenced = WEAK if me.fenced is None else int(me.fenced[thread])
+            if fenced == WEAK:
                 return
+            level = min(level, fenced)
             known = me.clocks.release_relaxed(agents).known
         parts = {me.cluster: known}
         for entry in me.entries:

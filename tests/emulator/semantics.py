@@ -8,14 +8,6 @@ from typing import Any
 
 import numpy as np
 
-import gpulinear.emulator.isa.arith
-import gpulinear.emulator.isa.bits
-import gpulinear.emulator.isa.compare
-import gpulinear.emulator.isa.convert
-import gpulinear.emulator.isa.floating
-import gpulinear.emulator.isa.half
-import gpulinear.emulator.isa.logic
-import gpulinear.emulator.isa.move  # noqa: F401
 from gpulinear.emulator.ir import Instruction, Operand, Pair, Reg, Vec
 from gpulinear.emulator.isa import resolve, type_of
 from gpulinear.emulator.types import DTYPES, width_of

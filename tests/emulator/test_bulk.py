@@ -134,7 +134,9 @@ def test_a_phase_that_ends_too_early_releases_no_copy_that_is_in_flight() -> Non
     case.run("mbarrier.arrive.shared::cta.b64", at(BAR), threads=1)
     assert case.done(40)
     case.read(40, 1024)
-    assert "shared race" in case.found
+    assert "shared race" in case.found and "copy never waited for" not in case.found
+    case.leave()
+    assert case.found[-1] == "copy never waited for"
 
 
 def test_in_flight_the_destination_is_poison() -> None:

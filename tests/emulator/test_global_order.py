@@ -96,6 +96,19 @@ def test_the_newest_write_counts() -> None:
     assert races(bench) == 1
 
 
+def test_a_store_that_is_executed_again() -> None:
+    bench = Global()
+    lanes, address = bench.lanes(), bench.data + np.arange(64) * 4
+    for _ in range(2):
+        store(lanes, "global", address, [np.zeros(64, np.uint32)], np.uint32)
+        bench.barrier()
+    load(bench.lanes(), "global", address[::-1].copy(), np.uint32)
+    assert races(bench) == 0
+    store(lanes, "global", address, [np.zeros(64, np.uint32)], np.uint32)
+    load(bench.lanes(), "global", address[::-1].copy(), np.uint32)
+    assert races(bench) == 64
+
+
 def test_cluster_barrier() -> None:
     bench = Global(ctas=2)
     bench.put(0, 0)
@@ -310,6 +323,31 @@ def test_knowledge_is_passed_on() -> None:
     assert races(three) == 0
 
 
+def test_only_what_the_thread_itself_knows_is_passed_on() -> None:
+    """Thread 5 of CTA 1 releases what thread 0 acquired, with no barrier between the two."""
+    for barrier in (True, False):
+        three = Global(clusters=3)
+        three.put(0, 0)
+        three.put(0, 0, 0, RELEASE, flag=True)
+        three.get(0, 1, 0, ACQUIRE, flag=True)
+        if barrier:
+            three.barrier(1)
+        three.put(5, 1, 1, RELEASE, flag=True)
+        three.get(0, 2, 1, ACQUIRE, flag=True)
+        three.get(0, 2)
+        assert races(three) == (not barrier)
+
+
+def test_threads_of_one_cta_publish_at_one_place(two: Global) -> None:
+    for thread in (0, 9):
+        two.put(thread, 0, word=thread)
+        two.add(thread, 0, how=RELEASE)
+    two.get(0, 1, how=ACQUIRE, flag=True)
+    for thread in (0, 9):
+        two.get(0, 1, word=thread)
+    assert races(two) == 0
+
+
 def test_a_counter_collects_from_all() -> None:
     """The last of many to arrive at an atomic counter may read what all wrote: split-K."""
     many = Global(clusters=5)
@@ -345,6 +383,16 @@ def test_flags_order_threads_of_one_cta_too() -> None:
     bench.get(40, 0)
     load(bench.lanes([40]), "shared", np.array([0]), np.uint32)
     assert bench.found == []
+
+
+def test_a_wide_fence_and_a_flag_of_the_cta() -> None:
+    bench = Global()
+    bench.put(0, 0)
+    bench.fence(0, 0)
+    bench.put(0, 0, how=How(SCOPES["cta"]), flag=True)
+    bench.get(40, 0, how=How(SCOPES["cta"], acquire=True), flag=True)
+    bench.get(40, 0)
+    assert races(bench) == 0
 
 
 def test_fence_level_of_the_cta_leaves_a_wider_fence_alone(two: Global) -> None:

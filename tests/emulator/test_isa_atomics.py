@@ -293,11 +293,11 @@ def test_faults(space: str) -> None:
     bench = Bench(LANES, smem=128)
     base = memory_of(bench, space, np.zeros(8, np.uint32))
     end = 128 if space == "shared" else base + 32
-    one = np.ones(3, np.uint32)
-    seen = bench.run(f"atom.{space}.add.u32", np.array([base, base + 2, end]), one, None, threads=range(3))
+    one = np.arange(1, 4, dtype=np.uint32)
+    seen = bench.run(f"atom.{space}.add.u32", np.array([end, base + 2, base]), one, None, threads=range(3))
     assert sorted(bench.found) == ["misaligned access", "out of bounds"]
-    assert seen.tolist() == [0, 0xFFFFFFFF, 0xFFFFFFFF]
-    assert bytes_at(bench, space, base, 32).view(np.uint32).tolist() == [1] + [0] * 7
+    assert seen.tolist() == [0xFFFFFFFF, 0xFFFFFFFF, 0]
+    assert bytes_at(bench, space, base, 32).view(np.uint32).tolist() == [3] + [0] * 7
     fresh = 96 if space == "shared" else bench.memory.alloc(4, initialised=False)
     bench.run(f"red.{space}.add.u32", np.array([fresh]), one[:1], None, threads=[0])
     assert bench.found[2:] == ["uninitialised read"]

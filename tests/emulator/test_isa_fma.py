@@ -13,7 +13,7 @@ import pytest
 from gpulinear.emulator import floats
 from tests.emulator import reference
 from tests.emulator.reference import decode, encode, rounded
-from tests.emulator.semantics import check_bits
+from tests.emulator.semantics import bits_of, check_bits, evaluate
 
 RND = ["rn", "rz", "rm", "rp"]
 
@@ -113,6 +113,15 @@ def test_fma_of_random_and_of_integer_data():
     for data in (random_data, small, large):
         cases = list(zip(*(x.view(np.uint32).tolist() for x in data), strict=True))
         check_bits("fma.rn.f32", "f32", cases, rounded(reference.fma, "f32", "rn"))
+
+
+@pytest.mark.parametrize("kind", ["f32", "f64"])
+def test_literals_among_the_operands(kind):
+    dtype = np.float32 if kind == "f32" else np.float64
+    x, two, third = np.array([1.5, -3.0, 1e30], dtype), dtype(2), dtype(1 / 3)
+    want = [encode(reference.fma(Fraction(float(v)), Fraction(2), Fraction(float(third))), kind) for v in x]
+    for operands in ((x, two, third), (two, x, third), (x, np.full(3, two), third), (two, x, np.full(3, third))):
+        assert bits_of(evaluate(f"fma.rn.{kind}", *operands)).tolist() == want
 
 
 def test_fma_of_a_matrix_is_fast_for_any_data():

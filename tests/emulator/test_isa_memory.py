@@ -260,9 +260,11 @@ def test_discard_and_applypriority() -> None:
     assert bench.only().kind == "uninitialised read" and bench.only().count == 32
     with pytest.raises(NotModelledError, match="128"):
         bench.run("discard.L2", lanes(128, a, 1), 64, threads=[0])
-    bench.run("discard.L2", lanes(128, a + 64, 1), 128, threads=[0])
+    bench.run("discard.L2", lanes(128, a + 320, 1), 128, threads=[0])
     bench.run("discard.L2", lanes(128, a + 512, 1), 128, threads=[0])
     assert bench.found[1:] == ["misaligned access", "out of bounds"]
+    bench.run("ld.global.b8", lanes(1, a + 320))
+    assert len(bench.found) == 3
 
 
 def test_ldu() -> None:
@@ -274,6 +276,8 @@ def test_ldu() -> None:
     warp[40] = a
     assert bench.run("ldu.global.u32", warp)[0][40] == 0
     assert (bench.only().kind, bench.only().threads) == ("ldu of several addresses", (40,))
+    bench.run("st.global.u32", lanes(0, a, 1), [np.ones(1, np.uint32)], threads=[0])
+    assert bench.found[1:] == ["non-coherent read"]
 
 
 def test_isspacep() -> None:
@@ -320,6 +324,16 @@ def test_orders_of_the_qualifiers_mean_the_same() -> None:
         assert bench.found == [], release
         bench.run("ld.global.b32", lanes(0, a + 4, 1), threads=[1], cta=1)
         assert bench.found == ["global race"], release
+
+
+def test_strong_accesses_of_two_sizes_race() -> None:
+    bench = Bench(LANES)
+    a = bench.memory.alloc(np.zeros(2, np.uint32))
+    bench.run("st.relaxed.gpu.global.b64", lanes(0, a, 1), [np.ones(1, np.uint64)], threads=[0])
+    bench.run("ld.relaxed.gpu.global.b64", lanes(0, a, 1), threads=[1])
+    assert bench.found == []
+    bench.run("ld.relaxed.gpu.global.b32", lanes(0, a, 1), threads=[1])
+    assert bench.found == ["global race"]
 
 
 def test_nc_and_volatile_reach_the_memory() -> None:

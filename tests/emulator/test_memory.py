@@ -58,6 +58,17 @@ def test_global_load_and_store(dtype: str, count: int, order: str) -> None:
     assert bench.launch.counters.moved_bytes["global", "read"] == 64 * size
 
 
+@pytest.mark.parametrize("space", ["global", "shared"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_was_loaded_does_not_change(space: str, order: int) -> None:
+    bench = Bench(32)
+    address = rows(bench.memory.alloc(np.zeros(32, np.uint32)) if space == "global" else 0, 32, 4)[::order].copy()
+    bench.cta.shared.store(0, np.zeros(128, np.uint8))
+    got = load(bench.lanes(), space, address, np.uint32)
+    store(bench.lanes(), space, address, [np.ones(32, np.uint32)], np.uint32)
+    assert got[0].tolist() == [0] * 32
+
+
 def test_addresses_are_aligned_as_asked_and_not_better() -> None:
     memory = Bench().memory
     for align in (1, 2, 16, 256, 1024):
@@ -440,13 +451,16 @@ def test_local_memory_is_of_each_thread() -> None:
     assert mixed.tolist() == [i + 100 * (i % 4) for i in range(64)] and bench.found == []
 
 
-@pytest.mark.parametrize(("offset", "kind"), [(80, "out of bounds"), (-4, "out of bounds"), (384, "out of bounds")])
-def test_local_memory_of_the_next_thread_is_out_of_bounds(offset: int, kind: str) -> None:
-    bench = Bench(64, local=[Variable("depot", "local", 80, 16), Variable("other", "local", 4, 4)])
+@pytest.mark.parametrize("size", [80, 128])
+@pytest.mark.parametrize("offset", [80, 128, -4, 256, 384])
+def test_local_memory_of_the_next_thread_is_out_of_bounds(size: int, offset: int) -> None:
+    if 0 <= offset < size:
+        return
+    bench = Bench(64, local=[Variable("depot", "local", size, 16)])
     store(bench.lanes(), "local", np.zeros(64, np.int64), [np.ones(64, np.uint32)], np.uint32)
     load(bench.lanes([5]), "local", at(offset), np.uint32)
     store(bench.lanes([5]), "local", at(offset), [np.ones(1, np.uint32)], np.uint32)
-    assert bench.found == [kind] * 2 and bench.launch.report.findings[0].threads == (5,)
+    assert bench.found == ["out of bounds"] * 2 and bench.launch.report.findings[0].threads == (5,)
 
 
 def test_local_uninitialised() -> None:
