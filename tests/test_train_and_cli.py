@@ -138,6 +138,7 @@ def fake_emulator(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """The emulator backend replaced by the reference, which claims to have launched the plan's kernels."""
     fake = types.ModuleType("gpulinear.backends.emulator")
     ran: list[str] = []
+    calls: list[str] = []
 
     class Total:
         def __init__(self, ratio: float) -> None:
@@ -149,12 +150,16 @@ def fake_emulator(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
     def execute(plan: Any, problems: Any, arrays: Any) -> None:
         reference.run(problems, arrays)
+        calls.append(plan.op)
         ran[:] = kernel_names(plan)
         if recorders:
             record(ran)
 
     def last_results() -> list[tuple[str, Any]]:
-        counted = {"shared": 0.0 if ran[0] == "column_sum" else 1.25, "global": 1.5 if len(ran) > 1 else 2.5}
+        counted = {
+            "shared": 0.0 if ran[0] == "column_sum" else 1.25,
+            "global": 2.5 if calls.count(calls[-1]) == 1 else 1.5,
+        }
         return [(name.split()[0], types.SimpleNamespace(counters=Counters(counted))) for name in ran]
 
     fake.execute, fake.last_results = execute, last_results  # type: ignore[attr-defined]
@@ -191,7 +196,7 @@ def test_check_shows_what_the_emulator_counted(
     assert answer["traffic"]["column_sum"] == {"banks": None, "sectors": 2.5}
     assert cli_main(monkeypatch, "check", "--backend", "emulator") == 0
     shown = capsys.readouterr().out
-    assert "bank conflicts" in shown and "1.25" in shown and "2.50" in shown and "12 right, 0 wrong" in shown
+    assert "bank conflicts" in shown and "1.25" in shown and "1.50" in shown and "12 right, 0 wrong" in shown
     assert check.total("reference") == 12 * len(check.SHAPES)
 
 
@@ -208,6 +213,9 @@ def test_arch_is_the_emulators(fake_emulator: types.ModuleType, monkeypatch: pyt
     assert cli_main(monkeypatch, *command, "--arch", "sm_80") == 0 and seen == {"sm_80"}
     assert cli_main(monkeypatch, *command) == 0 and seen == {"sm_80", "sm_90a"}
     assert cli_main(monkeypatch, *command, "--arch", "sm_70") == 3
+    monkeypatch.setattr(check, "DTYPES", ("float32",))
+    monkeypatch.setattr(check, "EMULATED_SHAPES", ((3, 5, 7),))
+    assert cli_main(monkeypatch, "check", "--backend", "emulator", "--arch", "sm_75") == 0 and "sm_75" in seen
     for command in (("train", "--steps", "1"), ("check",)):
         for backend in ("auto", "reference", "cuda"):
             assert cli_main(monkeypatch, *command, "--backend", backend, "--arch", "sm_80") == 2

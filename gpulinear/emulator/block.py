@@ -91,7 +91,7 @@ class Block:
         if self.complete:
             return True
         flags = self._gather(self._flags, self.written, shape, base).view(np.uint8)
-        return np.count_nonzero(flags) == flags.size
+        return bool(np.count_nonzero(flags) == flags.size)
 
     def uninitialised(self, offsets: Array, nbytes: int) -> Array:
         """For each lane whether some byte was not written."""
@@ -148,7 +148,6 @@ class Block:
         if not shape.aligned:
             rows = raw[(shape.relative + base)[:, None] + np.arange(shape.nbytes)]
             return rows.reshape(-1).view(unit_type(shape.nbytes))
-        first = base >> shape.shift
-        if shape.run:
-            return words[shape.nbytes][first : first + len(shape.units)].copy()
-        return words[shape.nbytes].take(shape.units + first)
+        first, units = base >> shape.shift, words[shape.nbytes]
+        found: Array = units[first : first + len(shape.units)].copy() if shape.run else units.take(shape.units + first)
+        return found

@@ -97,8 +97,22 @@ class GlobalMemory(Arena):
             at = first - block.base
             self._write_in(part, block, shape, at, near, units[which], how, requests, column, value)
 
-    def update(self, lanes: Lanes, address: Array, dtype: np.dtype[Any], count: int, step: Step, how: How) -> Array:
-        """Atomic read-modify-writes of ``count`` elements each (see ``Block.update``); faulting lanes see poison."""
+    def update(
+        self,
+        lanes: Lanes,
+        address: Array,
+        dtype: np.dtype[Any],
+        count: int,
+        step: Step,
+        how: How,
+        *,
+        column: int | None = None,
+        value: int = 0,
+    ) -> Array:
+        """Atomic read-modify-writes of ``count`` elements each (see ``Block.update``); faulting lanes see poison.
+
+        ``column`` and ``value``: as for ``write``.
+        """
         if lanes.cta.launch is not self._launch:
             self.begin_launch(lanes.cta.launch)
         nbytes = dtype.itemsize * count
@@ -111,7 +125,7 @@ class GlobalMemory(Arena):
             shape, first = shape_of(near, nbytes, part.threads)
             base = first - block.base
             self._check_read(part, block, shape, base, near, "updates")
-            self._note_write(part, block, shape, base, near, how, None, 0)
+            self._note_write(part, block, shape, base, near, how, column, value)
 
             def turn(old: Array, chosen: Array, which: Array = which) -> Array:
                 return step(old, which[chosen])
@@ -275,7 +289,8 @@ class GlobalMemory(Arena):
         if not np.count_nonzero(stamps):
             return
         if how.nc:
-            _report_nc(lanes, block, address, stamps.any(axis=1), "reads with ld.global.nc bytes that were written")
+            written = np.asarray(stamps.any(axis=1))
+            _report_nc(lanes, block, address, written, "reads with ld.global.nc bytes that were written")
         width = 1 if (stamps == stamps[:, :1]).all() else shape.nbytes
         flat = stamps[:, :width].reshape(-1)
         me = order_of(lanes.cta)
@@ -285,7 +300,7 @@ class GlobalMemory(Arena):
         if not bad.any():
             return
         writer, thread = self.order.writer(int(flat[bad][0]))
-        which = bad.reshape(-1, width).any(axis=1)
+        which = np.asarray(bad.reshape(-1, width).any(axis=1))
         lanes.report(
             "global race",
             f"{verb} bytes of {block.label} that thread {thread} of CTA {writer.cta} wrote at "

@@ -181,8 +181,7 @@ class GlobalOrder:
             if number == 0:
                 continue
             writer = self.writers[number - 1]
-            morally_strong = writer.column is None and writer.how.size == how.size
-            if morally_strong and _accepts(me, writer.how.level, writer.cta, writer.cluster, how.level):
+            if writer.how.size == how.size and _accepts(me, writer.how.level, writer.cta, writer.cluster, how.level):
                 continue
             which = np.flatnonzero(stamps >> THREAD_BITS == number)
             columns, values = self._event(writer, stamps[which])
@@ -310,6 +309,6 @@ def _longest(first: Array | None, second: Array) -> Array:
         return second
     if len(first) < len(second):
         first, second = second, first
-    joined = first.copy()
+    joined: Array = first.copy()
     np.maximum(joined[: len(second)], second, out=joined[: len(second)])
     return joined

@@ -30,7 +30,7 @@ def fits(shape: Shape, address: Array, align: int | None) -> bool:
 
 def aligned(lanes: Lanes, verb: str, address: Array, nbytes: int, align: int) -> Array:
     """The lanes whose address is a multiple of ``align``; the others are reported."""
-    wrong = address & (align - 1) != 0
+    wrong: Array = address & (align - 1) != 0
     if wrong.any():
         first = int(address[wrong][0])
         lanes.report(

@@ -73,7 +73,7 @@ class SharedRaces:
         self._touched = np.zeros(size // GRANULE + 2, np.int32)
         self._lane = np.zeros(size + GRANULE, np.int32)
         self._least: dict[bytes, Array] = {}
-        self._ordered: dict[bytes, dict[int, bool]] = {}
+        self._ordered: dict[bytes, dict[Access, bool]] = {}
         self._version = -1
         self._proxy = ProxyShadow(size, clocks, report, cta) if clocks.proxies else None
 
@@ -172,7 +172,6 @@ class SharedRaces:
         """A new age, in which only the accesses of ``log`` matter."""
         self._age += 1
         self._log = []
-        self._version = -1  # what was found out about the old accesses goes with them
         for access in log:
             self._append(access, access.granules())
 
@@ -213,13 +212,13 @@ class SharedRaces:
         least, ordered = self._knowledge(access.issuers)
         for i in suspects:
             other = log[i]
-            known = ordered.get(id(other))
+            known = ordered.get(other)
             if known is None:
-                known = ordered[id(other)] = bool(np.all(least[other.columns] >= other.values))
+                known = ordered[other] = bool(np.all(least[other.columns] >= other.values))
             if not known:
                 self._compare_bytes(access, other, log[i + 1 :], least)
 
-    def _knowledge(self, agents: Array) -> tuple[Array, dict[int, bool]]:
+    def _knowledge(self, agents: Array) -> tuple[Array, dict[Access, bool]]:
         """What all of these agents know, and which accesses of the log are therefore before them all."""
         if self._version != self.clocks.version:
             self._version = self.clocks.version

@@ -90,29 +90,3 @@ class SharedMemory(Block):
         placed = layout(variables, dynamic_bytes)
         super().__init__(placed.size, placed.regions)
         self.valid = placed.valid
-
-    def store_rows(self, offsets: Array, data: Array) -> None:
-        """Writes rows of bytes: ``data`` is uint8 [rows, bytes of a row]."""
-        where = offsets[:, None] + np.arange(data.shape[1])
-        self.bytes[where] = data
-        self.written[where] = 1
-
-
-def split_shared(cta: Cta, address: Array) -> tuple[Any, Array]:
-    """Whose shared memory shared::cluster addresses mean, and the offsets there.
-
-    The owner is one Cta if it is the same for all lanes, else an object array with a Cta for each; None stands for a
-    rank that the cluster does not have.
-    """
-    if len(address) and int(address.min()) >= 0 and int(address.max()) <= OFFSET_MASK:
-        return cta, address
-    ranks = address >> RANK_SHIFT
-    offsets = address & OFFSET_MASK
-    peers = cta.cluster.ctas
-    owners = {int(r): cta if r == 0 else peers[r - 1] if 0 < r <= len(peers) else None for r in np.unique(ranks)}
-    if len(owners) == 1:
-        return next(iter(owners.values())), offsets
-    found = np.empty(len(address), object)
-    for rank, owner in owners.items():
-        found[ranks == rank] = owner
-    return found, offsets

@@ -314,6 +314,41 @@ def test_clusters() -> None:
     assert "thread 8 of CTA 1 of the cluster wrote" in bench.report.findings[1].message
 
 
+def test_rows_of_any_size_and_place() -> None:
+    for at in range(0, 160):
+        bench = Bench()
+        bench.go("write", 0, bench.clocks.new_channel("bulk", "wait"), 1, [8, 104], 24)
+        bench.do("read", [1], [at], 1)
+        assert bench.found() == ([("shared race", 2)] if 8 <= at < 32 or 104 <= at < 128 else [])
+
+
+def test_thinning_keeps_what_somebody_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(race, "_THIN_OUT", 1)
+    bench = Bench()
+    bench.do("write", [0, 1], [0, 4])
+    bench.clocks.acquire(bench.all(), bench.clocks.release(a(0)))
+    for _ in range(4):
+        bench.do("read", [9], [64])
+    bench.do("read", [8], [0])
+    assert bench.found() == []
+    bench.do("read", [8], [4])
+    assert bench.found() == [("shared race", 7)]
+
+
+def test_full_barriers_empty_the_log() -> None:
+    bench = Bench()
+    loads = bench.clocks.new_channel("TMA", "wait")
+    bench.go("write", 0, loads, 1, [2048], 256)
+    for _ in range(3):
+        bench.do("write", np.arange(64), np.arange(64) * 4)
+        bench.clocks.barrier(bench.all())
+        bench.do("read", np.arange(64), (np.arange(64) ^ 40) * 4)
+        assert len(bench.races[0]._log) == 2, "this read, and the load that nobody waited for"
+        bench.clocks.barrier(bench.all())
+    bench.do("read", [5], [2300])
+    assert bench.found() == [("shared race", 8)]
+
+
 def test_memory_of_the_log_is_bounded() -> None:
     bench = Bench()
     for _ in range(400):

@@ -45,7 +45,7 @@ def shfl(form: Form) -> Semantics:
         chosen = np.where(in_range, chosen, lane)
         values = members.spread(a)[members.row, chosen]
         if not members.whole:
-            absent = in_range & (members.masks >> chosen.astype(np.uint32) & 1 == 0)
+            absent = members.masks >> chosen.astype(np.uint32) & 1 == 0
             if absent.any():
                 lanes.report(
                     "shuffle from nowhere",
