@@ -181,7 +181,8 @@ def train(
         table.add_row(str(epoch), f"{loss:.4f}", f"{100 * training:.1f} %", f"{100 * test:.1f} %")
     console.print(table)
     console.print(f"test accuracy {100 * result.test_accuracy:.2f} % on {len(result.test_labels)} images")
-    console.print(f"{result.images_per_second:.0f} images per second in training")
+    if chosen != "emulator":
+        console.print(f"{result.images_per_second:.0f} images per second in training")
     if not result.kernels:
         console.print(f"backend {result.backend}: no kernel ran")
         return

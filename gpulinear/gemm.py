@@ -18,7 +18,8 @@ import numpy as np
 
 from .device import DeviceSpec
 from .errors import ArgumentError, BackendError
-from .plan import Options, Plan, make_plan
+from .plan import Options, Plan
+from .planner import make_plan
 from .problem import Problem
 from .views import HOST, check_overlaps, describe
 

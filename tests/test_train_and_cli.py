@@ -176,6 +176,15 @@ def test_training_tells_which_kernels_ran(fake_emulator: types.ModuleType) -> No
     assert job.train(job.Settings(backend="reference", steps=1)).kernels == {}
 
 
+def test_training_runs_the_shipped_kernels_in_the_emulator(compiled: None) -> None:
+    command = ("train", "--steps", "2", "--hidden", "16", "--batch", "8", "--json")
+    emulated = json.loads(run(*command, "--backend", "emulator", "--arch", "sm_80").stdout)
+    reference = json.loads(run(*command, "--backend", "reference").stdout)
+    assert emulated["kernels"]["act_grad"] == 2 and reference["kernels"] == {}
+    for got, exact in zip(emulated["epochs"][0], reference["epochs"][0], strict=True):
+        assert got == pytest.approx(exact, abs=0.01)
+
+
 def cli_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """The exit code of the command line in this process."""
     monkeypatch.setattr(sys, "argv", ["gpulinear", *arguments])

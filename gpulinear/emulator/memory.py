@@ -1,8 +1,9 @@
 """Loads, stores and atomics of the threads of a CTA in any state space: what instruction files call.
 
-``address`` holds a byte address for each lane (int64). ``space`` is one of SPACES; generic addresses are told apart
-lane by lane by their window (spaces.py). Every access is checked (alignment to its size, bounds, initialisation, order)
-and counted; faults become findings, faulting loads give poison (0xFF...), faulting stores are dropped.
+``address`` holds a byte address for each lane (int64). ``space`` is global, shared, shared::cluster, local, param, const
+or generic; generic addresses are told apart lane by lane by their window (spaces.py). Every access is checked
+(alignment to its size, bounds, initialisation, order) and counted; faults become findings, faulting loads give poison
+(0xFF...), faulting stores are dropped.
 """
 
 from __future__ import annotations
@@ -20,17 +21,12 @@ from gpulinear.emulator.lanes import Lanes
 from gpulinear.emulator.private_memory import local_memory, param_memory
 from gpulinear.emulator.shape import shape_of
 from gpulinear.emulator.shared_accesses import read_shared, update_shared, write_shared
-from gpulinear.emulator.shared_memory import split_shared
 from gpulinear.emulator.spaces import LOCAL_BASE, PARAM_BASE, SHARED_BASE
 
 if TYPE_CHECKING:
     from gpulinear.emulator.block import Block
 
-__all__ = ["SPACES", "check", "load", "read_bytes", "split_shared", "store", "update", "write_bytes"]
-
 Array = npt.NDArray[Any]
-
-SPACES = ("global", "shared", "shared::cluster", "local", "param", "const", "generic")
 
 _WINDOW_SHIFT = 44
 _WINDOWS = {

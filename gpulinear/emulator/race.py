@@ -206,7 +206,12 @@ class SharedRaces:
 
     def _compare(self, access: Access) -> None:
         log = self._settled + self._log if access.remote else self._log
-        suspects = [i for i, other in enumerate(log) if access.conflicts(other)]
+        kind, (start, end, _) = access.kind, access.bounds
+        suspects = [
+            i
+            for i, other in enumerate(log)
+            if (other.kind != kind or kind == WRITE) and (around := other.bounds)[0] < end and start < around[1]
+        ]
         if not suspects:
             return
         least, ordered = self._knowledge(access.issuers)

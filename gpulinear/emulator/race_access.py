@@ -71,13 +71,6 @@ class Access:
         first = self.offsets // size
         return first if each == 1 else np.asarray((first[:, None] + np.arange(each)).ravel())
 
-    def conflicts(self, other: Access) -> bool:
-        """Whether the two, if they touched one byte at once, would disturb each other."""
-        if self.kind == other.kind and self.kind != WRITE:
-            return False
-        mine, theirs = self.bounds, other.bounds
-        return mine[0] < theirs[1] and theirs[0] < mine[1]
-
     def key(self) -> tuple[int, int, int | bytes, bytes]:
         """Equal for accesses by the same columns to the same bytes."""
         columns = self.columns if isinstance(self.columns, int) else self.columns.tobytes()

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import NamedTuple
 
 from gpulinear.emulator.block import Block, Region
 from gpulinear.emulator.ir import Variable
-
-if TYPE_CHECKING:
-    from gpulinear.emulator.machine import Cta
-
-Array = npt.NDArray[Any]
 
 RED_ZONE = 64
 """Bytes at least between two variables: what runs over the end of one does not land in the next."""
@@ -30,7 +22,6 @@ class Layout(NamedTuple):
 
     offsets: dict[str, int]
     size: int
-    valid: Array
     regions: list[Region]
     declared: int
 
@@ -67,10 +58,7 @@ def layout(variables: Sequence[Variable], dynamic_bytes: int | None = None) -> L
         if dynamic_bytes:
             regions.append(Region(end, end + dynamic_bytes, "the dynamic shared memory"))
         end += dynamic_bytes
-    valid = np.zeros(end, bool)
-    for region in regions:
-        valid[region.start : region.stop] = True
-    return Layout(offsets, end, valid, regions, declared)
+    return Layout(offsets, end, regions, declared)
 
 
 def layout_shared(variables: Sequence[Variable], dynamic_bytes: int = 0) -> tuple[dict[str, int], int]:
@@ -80,13 +68,12 @@ def layout_shared(variables: Sequence[Variable], dynamic_bytes: int = 0) -> tupl
 
 
 class SharedMemory(Block):
-    """Shared memory of one CTA, poisoned at its start; ``valid`` says which bytes belong to a variable.
+    """Shared memory of one CTA, poisoned at its start; ``declared`` bytes of its ``size`` count for the hardware.
 
-    Asynchronous engines write through ``store`` and ``store_rows`` (or into ``bytes`` and ``written`` themselves) and
-    ask ``within`` and ``inside`` for bounds.
+    Asynchronous engines write into ``bytes`` and ``written`` themselves and ask ``within`` and ``inside`` for bounds.
     """
 
     def __init__(self, variables: Sequence[Variable], dynamic_bytes: int) -> None:
         placed = layout(variables, dynamic_bytes)
         super().__init__(placed.size, placed.regions)
-        self.valid = placed.valid
+        self.declared = placed.declared

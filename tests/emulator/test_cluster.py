@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpulinear.emulator import GlobalMemory, run
 from gpulinear.emulator.spaces import PARAM_BASE, SHARED_BASE
 from tests.emulator.fakes import Bench
 
@@ -190,3 +191,69 @@ def test_an_exited_cta_cannot_be_written(policy: str) -> None:
     assert (case.ctas[1].shared.bytes == before).all()
     case.run(STORE, at(there(1, 64)), [u32(1)], at(there(1, BAR)), threads=6)
     assert case.found[-1] == "shared memory of an exited CTA"
+
+
+# A whole kernel: the threads of CTA 1 store into CTA 0, which waits for them on its mbarrier.
+KERNEL = """
+.version 8.7
+.target sm_90a
+.address_size 64
+.visible .entry k(.param .u64 out) .reqnctapercluster 2, 1, 1
+{
+    .reg .pred %p<8>;
+    .reg .b32 %r<16>;
+    .reg .b64 %d<8>;
+    .shared .align 4 .b8 words[128];
+    .shared .align 8 .b64 bar;
+    mov.u32 %r1, %tid.x;
+    mov.u32 %r2, %cluster_ctarank;
+    mov.u32 %r3, words;
+    mad.lo.s32 %r4, %r1, 4, %r3;
+    mov.u32 %r5, bar;
+    or.b32 %r6, %r1, %r2;
+    setp.ne.u32 %p1, %r6, 0;
+    @%p1 bra READY;
+    mbarrier.init.shared::cta.b64 [%r5], 1;
+    mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r5], 128;
+READY:
+    barrier.cluster.arrive.aligned;
+    barrier.cluster.wait.aligned;
+    setp.eq.u32 %p2, %r2, 0;
+    @%p2 bra OWNER;
+    mapa.shared::cluster.u32 %r7, %r4, 0;
+    mapa.shared::cluster.u32 %r8, %r5, 0;
+    mad.lo.s32 %r9, %r1, 3, 1;
+    st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%r7], %r9, [%r8];
+    ret;
+OWNER:
+WAIT:
+    mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %p3, [%r5], 0;
+    @!%p3 bra WAIT;
+    ld.shared.u32 %r10, [%r4];
+    ld.param.u64 %d1, [out];
+    mul.wide.u32 %d2, %r1, 4;
+    add.s64 %d3, %d1, %d2;
+    st.global.u32 [%d3], %r10;
+    ret;
+}
+"""
+
+
+@pytest.mark.parametrize(("schedule", "seed"), [("lockstep", 0), ("warps", 0), ("random", 0), ("random", 1)])
+def test_a_cluster_stores_across_its_ctas(schedule: str, seed: int) -> None:
+    memory = GlobalMemory()
+    out = memory.alloc(128, initialised=False)
+    result = run(KERNEL, None, 2, 32, 0, [out], memory=memory, schedule=schedule, seed=seed)
+    assert memory.view(out, 128).view(np.uint32).tolist() == [3 * t + 1 for t in range(32)]
+    assert result.report.findings == []
+
+
+@pytest.mark.parametrize("schedule", ["lockstep", "warps", "random"])
+def test_a_cta_that_does_not_wait_for_its_peers_is_found(schedule: str) -> None:
+    """Depending on the schedule it exits before the stores are issued, or with them in flight."""
+    text = KERNEL.replace("@!%p3 bra WAIT;", "bra END;").replace("    ret;\n}", "END:\n    ret;\n}")
+    text = text.replace("mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %p3, [%r5], 0;", "")
+    memory = GlobalMemory()
+    result = run(text, None, 2, 32, 0, [memory.alloc(128)], memory=memory, schedule=schedule)
+    kinds = {finding.kind for finding in result.report.findings}
+    assert kinds and kinds <= {"copy never waited for", "shared memory of an exited CTA"}

@@ -22,6 +22,7 @@ from gpulinear.emulator import (
     fragments,
     loader,
     memory_faults,
+    program,
     run,
     tensorcore,
     tensormap,
@@ -165,11 +166,12 @@ MUTANTS: list[tuple[str, Patch, Check]] = [
         MBarrier, "complete_tx", nothing)), clean(bugs.tma_ring)),
     ("setmaxnreg has all registers", attribute(control.RegisterPool, "has", yes),
      found(TMA_RING, "setmaxnreg beyond the pool", "DeadlockError")),
-    ("everything is fenced", attribute(Clocks, "knows_fenced", lambda self, agents, columns, values: np.ones(
-        np.broadcast(agents, columns, values).shape, bool)), found(TMA_RING, "no fence.proxy.async", "missing proxy fence")),
+    ("everything is fenced", both(attribute(Clocks, "knows_fenced", lambda self, agents, columns, values: np.ones(
+        np.broadcast(agents, columns, values).shape, bool)), attribute(Clocks, "least_fenced", lambda self, agents:
+        np.full(self.columns, 2**31 - 1))), found(TMA_RING, "no fence.proxy.async", "missing proxy fence")),
     ("a proxy fence does nothing", attribute(Clocks, "fence_proxy", nothing), clean(bugs.tma_ring, epilogue=1)),
     ("bulk.wait_group does nothing", attribute(bulk.BulkGroups, "wait", nothing), clean(bugs.tma_ring, epilogue=1)),
-    ("reductions take the maximum", attribute(tma, "reduce_global", lambda lanes, at, data, unit, op, type_: _reduce(
+    ("reductions take the minimum of the bits", attribute(tma, "reduce_global", lambda lanes, at, data, unit, op, type_: _reduce(
         lanes, at, data, unit, "min", "u32")), clean(bugs.tma_ring, epilogue=2)),
     ("the cluster barrier orders nothing", attribute(barrier.ClusterBarrier, "leave", lambda self, lanes:
         self._joined.__setitem__(lanes.threads + lanes.cta.first_agent, -1)), clean(bugs.cluster_sum)),
@@ -190,6 +192,8 @@ def passes(check: Check) -> bool:
 def forget() -> None:
     """What was made with other semantics must not be used again."""
     loader.load.cache_clear()
+    program._semantics.cache_clear()
+    wgmma._form.cache_clear()
     fragments.mma.cache_clear()
     descriptors._relative.cache_clear()
 

@@ -1,4 +1,4 @@
-"""mbarrier objects and instructions (PTX ISA 9.0, 9.7.13.15): phases against a model, misuse, and what waits order."""
+"""mbarrier objects (PTX ISA 9.0, 9.7.13.15): phases against a model, states, and what is reported."""
 
 from __future__ import annotations
 
@@ -7,56 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpulinear.emulator.lanes import Parked
-from gpulinear.emulator.mbarrier_lookup import barriers
 from gpulinear.emulator.spaces import PARAM_BASE, SHARED_BASE
 from tests.emulator.fakes import Bench
-
-BAR = 64
-DATA = 256
-
-
-def at(address: int, lanes: int = 1) -> Any:
-    return np.full(lanes, address, np.int64)
-
-
-def u32(*values: int) -> Any:
-    return np.array(values, np.uint32)
-
-
-class Case(Bench):
-    """A bench with an mbarrier at BAR, initialised by thread 0 and known to all."""
-
-    def __init__(self, count: int = 1, **options: Any) -> None:
-        super().__init__(**options)
-        self.run("mbarrier.init.shared::cta.b64", at(BAR), u32(count), threads=0)
-        self.everyone()
-
-    def everyone(self) -> None:
-        clocks = self.cta.cluster.clocks
-        clocks.barrier(np.arange(clocks.agents))
-
-    def arrive(self, threads: Any = 0, form: str = "", address: int = BAR, cta: int = 0) -> Any:
-        space = "" if "shared" in form else ".shared::cta"
-        lanes = np.size(threads)
-        return self.run(f"mbarrier.arrive{form}{space}.b64", at(address, lanes), threads=threads, cta=cta)
-
-    def test(self, parity: int, threads: Any = 0, sem: str = "", cta: int = 0) -> bool:
-        lanes = np.size(threads)
-        name = f"mbarrier.test_wait.parity{sem}.shared::cta.b64"
-        got = self.run(name, at(BAR, lanes), np.full(lanes, parity, np.uint32), threads=threads, cta=cta)
-        assert got.dtype == np.bool_ and (got == got[0]).all()
-        return bool(got[0])
-
-    def write(self, thread: int, offset: int = DATA, cta: int = 0) -> None:
-        self.run("st.shared.u32", at(offset), [u32(1)], None, threads=thread, cta=cta)
-
-    def read(self, thread: int, offset: int = DATA, cta: int = 0) -> None:
-        self.run("ld.shared.u32", at(offset), None, threads=thread, cta=cta)
-
-    def leave(self, cta: int = 0) -> None:
-        self.ctas[cta].live[:] = False
-        self.ctas[cta].exit()
+from tests.emulator.mbarrier_bench import BAR, Case, at, u32
 
 
 def test_phases_follow_the_counts() -> None:
@@ -226,106 +179,6 @@ def test_a_fresh_object_has_completed_the_odd_phase() -> None:
     assert case.test(1) and not case.test(0)
 
 
-def test_waiting_orders_and_arriving_releases() -> None:
-    case = Case(1)
-    case.write(0)
-    case.arrive(0)
-    assert case.test(0, threads=40)
-    case.read(40)
-    assert case.found == []
-    case.read(41)  # it did not wait
-    assert case.only().kind == "shared race"
-
-
-@pytest.mark.parametrize(("arrive", "wait"), [(".relaxed.cta", ""), ("", ".relaxed.cta")])
-def test_relaxed_orders_nothing(arrive: str, wait: str) -> None:
-    case = Case(1)
-    case.write(0)
-    case.arrive(0, arrive)
-    assert case.test(0, threads=40, sem=wait)
-    case.read(40)
-    assert case.only().kind == "shared race"
-
-
-def test_what_was_fenced_before_a_relaxed_arrive_is_released() -> None:
-    case = Case(1)
-    case.write(0)
-    case.cta.cluster.clocks.fence_memory(np.array([0]))
-    case.arrive(0, ".relaxed.cta")
-    assert case.test(0, threads=40)
-    case.read(40)
-    assert case.found == []
-
-
-def test_accesses_after_the_arrival_are_not_released() -> None:
-    case = Case(1)
-    case.arrive(0)
-    case.write(0)
-    assert case.test(0, threads=40)
-    case.read(40)
-    assert case.only().kind == "shared race"
-
-
-def test_a_wait_for_the_phase_before_knows_nothing_of_this_one() -> None:
-    case = Case(2)
-    case.arrive([0, 1])
-    assert case.test(0, threads=40)
-    case.write(0)
-    case.arrive(0)
-    assert case.test(0, threads=41)
-    case.read(41)
-    assert case.only().kind == "shared race"
-
-
-def try_wait(case: Case, parity: int, threads: Any = 40, *limit: Any) -> Any:
-    lanes = np.size(threads)
-    operands = [at(BAR, lanes), np.full(lanes, parity, np.uint32), *(u32(t) for t in limit)]
-    return case.run("mbarrier.try_wait.parity.shared::cta.b64", *operands, threads=threads)
-
-
-def test_try_wait_parks_until_the_phase_completes() -> None:
-    case = Case(2)
-    case.write(0)
-    case.arrive(0)
-    parked = try_wait(case, 0, [40, 41])
-    assert isinstance(parked, Parked) and not parked.ready()
-    case.arrive(1)
-    assert parked.ready()
-    case.arrive(0)
-    case.arrive(1)  # the phase after it is complete too: the wait must not be lost
-    assert parked.ready()
-    assert parked.resume(case.lanes([40, 41])).tolist() == [True, True]
-    case.read(40)
-    assert case.found == ["mbarrier phase not observed"]
-
-
-def test_try_wait_for_a_complete_phase_returns_at_once() -> None:
-    case = Case(1)
-    case.arrive(0)
-    assert try_wait(case, 0).tolist() == [True] and try_wait(case, 1, 40, 1000).ready() is False
-
-
-def test_the_reason_of_a_wait_is_told_with_the_state_of_the_moment() -> None:
-    case = Case(3, ctas=2)
-    case.run("mbarrier.expect_tx.shared::cta.b64", at(BAR), u32(4096), threads=0)
-    parked = try_wait(case, 0)
-    assert "3 of 3 arrivals and 4096 bytes" in parked.why and "arrived: nobody" in parked.why
-    case.arrive([5, 6])
-    for part in ("0x40", "of CTA (0, 0, 0)", "phase 0", "parity 0", "1 of 3 arrivals", "4096 bytes", "threads 5, 6"):
-        assert part in parked.why
-    case.run("mbarrier.inval.shared::cta.b64", at(BAR), threads=0)
-    assert "invalidated" in parked.why
-
-
-def test_try_wait_may_give_up_under_the_random_schedule() -> None:
-    """The ISA lets try_wait return false at any time: a kernel that takes its result for granted has to fail."""
-    case = Case(1)
-    case.launch.schedule = "random"
-    results = [try_wait(case, 0) for _ in range(40)]
-    assert any(isinstance(r, Parked) for r in results)
-    assert any(isinstance(r, np.ndarray) and not r.any() for r in results)
-
-
 def test_use_before_the_initialisation_is_ordered_is_a_race() -> None:
     bench = Bench()
     bench.run("mbarrier.init.shared::cta.b64", at(BAR), u32(1), threads=0)
@@ -411,51 +264,3 @@ def test_counts_without_no_complete_need_sm_90() -> None:
     case.launch.capability = 80
     case.run("mbarrier.arrive.shared::cta.b64", at(BAR), u32(2), threads=0)
     assert case.only().kind == "unsupported instruction"
-
-
-# Clusters
-
-
-def remote(rank: int, offset: int = BAR) -> int:
-    return (rank + 1) << 24 | offset
-
-
-def test_threads_of_other_ctas_arrive_at_cluster_scope() -> None:
-    case = Case(2, ctas=2, smem=4096)
-    case.write(3, cta=1)
-    case.arrive(3, ".release.cluster.shared::cluster", remote(0), cta=1)
-    case.arrive(4)
-    assert case.test(0, threads=40, sem=".acquire.cluster")
-    case.run("ld.shared::cluster.u32", at(remote(1, DATA)), None, threads=40)
-    assert case.found == []
-
-
-def test_scopes_that_do_not_reach_the_other_cta_are_reported() -> None:
-    case = Case(1, ctas=2)
-    case.arrive(3, ".shared::cluster", remote(0), cta=1)
-    assert case.only().kind == "mbarrier scope" and ".release.cluster" in case.only().fix
-    case = Case(1, ctas=2)
-    case.arrive(3, ".release.cluster.shared::cluster", remote(0), cta=1)
-    assert case.test(0, threads=40)
-    assert case.only().kind == "mbarrier scope" and ".acquire.cluster" in case.only().fix
-
-
-def test_only_arrivals_and_transactions_reach_other_ctas() -> None:
-    case = Case(1, ctas=2)
-    case.run("mbarrier.expect_tx.relaxed.cluster.shared::cluster.b64", at(remote(0)), u32(8), threads=0, cta=1)
-    assert case.found == [] and barriers(case.ctas[0])[BAR].tx == 8
-    case.run("mbarrier.test_wait.parity.b64", at(SHARED_BASE + remote(0)), u32(0), threads=0, cta=1)
-    assert case.only().kind == "wrong address space"
-
-
-def test_the_memory_of_an_exited_cta_is_gone() -> None:
-    case = Case(1, ctas=2)
-    case.leave()
-    case.arrive(3, ".release.cluster.shared::cluster", remote(0), cta=1)
-    assert case.only().kind == "shared memory of an exited CTA"
-
-
-def test_a_rank_that_the_cluster_does_not_have() -> None:
-    case = Case(1, ctas=2)
-    case.arrive(3, ".release.cluster.shared::cluster", remote(2), cta=1)
-    assert case.only().kind == "wrong address space"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpulinear.emulator.ir import Param, Variable
-from gpulinear.emulator.memory import check, load, read_bytes, split_shared, store, write_bytes
+from gpulinear.emulator.memory import check, load, read_bytes, store, write_bytes
 from gpulinear.emulator.shared_memory import RED_ZONE, layout_shared
 from gpulinear.emulator.spaces import LOCAL_BASE, PARAM_BASE, SHARED_BASE
 from tests.emulator.fakes import Bench
@@ -48,7 +48,9 @@ def test_dynamic_memory_is_aligned_to_16_and_last() -> None:
     offset = layout_shared([shared_variable("a", 1, 1), shared_variable("d", None, 4)], 40)[0]["d"]
     shared = bench.cta.shared
     assert offset % 16 == 0 and shared.size == offset + 40
-    assert np.flatnonzero(shared.valid).tolist() == [0, *range(offset, offset + 40)]
+    inside = shared.inside(np.arange(shared.size + 9), 1)
+    assert np.flatnonzero(inside).tolist() == [0, *range(offset, offset + 40)]
+    assert shared.declared == 16 + 40
     assert (shared.bytes == 0xFF).all() and not shared.written.any()
 
 
@@ -150,17 +152,6 @@ def test_races_across_the_cluster() -> None:
     assert bench.found == ["shared race"]
 
 
-def test_split_shared() -> None:
-    bench = Bench(32, ctas=2)
-    cta: Any = bench.ctas[0]
-    owner, offsets = split_shared(cta, at(8, 16))
-    assert owner is cta and offsets.tolist() == [8, 16]
-    owner, offsets = split_shared(cta, at((2 << 24) + 8, (2 << 24) + 12))
-    assert owner is bench.ctas[1] and offsets.tolist() == [8, 12]
-    owners, offsets = split_shared(cta, at((1 << 24) + 8, (2 << 24) + 12, 4, 9 << 24))
-    assert list(owners) == [cta, bench.ctas[1], cta, None] and offsets.tolist() == [8, 12, 4, 0]
-
-
 # --------------------------------------------------------------------------- parameters, local, generic
 
 
@@ -251,10 +242,8 @@ def test_check_accesses_nothing() -> None:
     assert bench.found == ["out of bounds", "misaligned access", "out of bounds", "wrong state space"]
 
 
-def test_shared_rows() -> None:
+def test_bytes_stored_by_engines() -> None:
     shared = Bench(32).cta.shared
     shared.store(3, np.arange(5, dtype=np.uint8))
-    shared.store_rows(np.array([64, 128]), np.arange(8, dtype=np.uint8).reshape(2, 4))
-    assert shared.bytes[3:8].tolist() == list(range(5)) and shared.bytes[128:132].tolist() == [4, 5, 6, 7]
-    assert np.flatnonzero(shared.written).tolist() == [*range(3, 8), *range(64, 68), *range(128, 132)]
+    assert shared.bytes[3:8].tolist() == list(range(5)) and np.flatnonzero(shared.written).tolist() == [*range(3, 8)]
     assert shared.within(0, 4096) and not shared.within(0, 4097)

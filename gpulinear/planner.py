@@ -1,0 +1,291 @@
+"""Turns problems into a plan. Pure: it needs no device, touches no memory, and equal problems give equal plans."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from .builder import Builder, placed_name, readable, ref_of, scatter, writable
+from .config import (
+    SEGMENT,
+    ActGradConfig,
+    ColumnSumConfig,
+    GemmSimtConfig,
+    OrderedReduceConfig,
+    candidates,
+)
+from .cost import ceil_div, predict
+from .device import DeviceSpec
+from .errors import BackendError
+from .plan import Choice, Options, Plan, Ref
+from .problem import (
+    ACTIVATION_CODES,
+    ITEMSIZE,
+    ActGrad,
+    ColumnSum,
+    Gemm,
+    Matrix,
+    Problem,
+    Vector,
+    accumulator_dtype,
+)
+
+_ROWS_PER_BLOCK = 64  # act_grad without a bias gradient: no chain, so rows are cut finely
+_COLUMNS_PER_BLOCK = 32  # column_sum and act_grad
+_RASTER_GROUP = 8  # tiles of M that share a strip of B in the L2
+
+
+# ---- GEMM --------------------------------------------------------------------------------------
+
+
+def _choose(builder: Builder, gemm: Gemm) -> tuple[GemmSimtConfig, int]:
+    """The variant and the number of K splits with the least predicted time. Neither may change a bit."""
+    spec = builder.spec
+    segments = ceil_div(gemm.k, SEGMENT["gemm_simt"])
+    slab = gemm.m * gemm.n * ITEMSIZE[accumulator_dtype(gemm.dtype)]
+    best: Choice | None = None
+    for config, refused in candidates(gemm, spec):
+        if builder.options.tile not in (None, config.tile):
+            refused = f"only {builder.options.tile} was asked for"
+        if refused:
+            builder.choices.append(Choice(config, 1, None, refused))
+            continue
+        options = {1}
+        if segments > 1 and segments * slab <= builder.options.workspace_limit:
+            options |= {
+                ceil_div(segments, ceil_div(segments, s)) for s in (2, 3, 4, 8, 16, 32, 64, segments) if s <= segments
+            }
+        if builder.options.splits is not None:
+            options = {ceil_div(segments, ceil_div(segments, min(builder.options.splits, segments)))}
+        local: Choice | None = None
+        for splits in sorted(options):
+            cost = predict(gemm, config, splits, spec, builder.num_sms)
+            if local is None or local.cost is None or cost.seconds < local.cost.seconds:
+                local = Choice(config, splits, cost, None)
+        assert local is not None and local.cost is not None
+        builder.choices.append(local)
+        if best is None or best.cost is None or local.cost.seconds < best.cost.seconds:
+            best = local
+    if best is None:
+        reasons = "; ".join(sorted({c.refused for c in builder.choices if c.refused}))
+        raise BackendError(f"no kernel can run this {gemm.op} on {spec.arch}: {reasons}")
+    return best.config, best.splits
+
+
+def _finish_values(gemm: Gemm, d: Matrix, preact: Matrix | None) -> dict[str, Any]:
+    """The epilogue's fields, shared by gemm_simt and ordered_reduce."""
+    return {
+        "d": ref_of(d),
+        "bias": ref_of(gemm.bias),
+        "preact": ref_of(preact),
+        "ldd": d.row_stride,
+        "ldp": preact.row_stride if preact else 0,
+        "bias_stride": gemm.bias.stride if gemm.bias else 0,
+        "activation": ACTIVATION_CODES[gemm.activation],
+        "accumulate": int(gemm.accumulate),
+    }
+
+
+def _reduce(builder: Builder, gemm: Gemm, finish: dict[str, Any], slabs: Ref | None, count: int, note: str) -> None:
+    config = OrderedReduceConfig(
+        accumulator_dtype(gemm.dtype), gemm.d.dtype, gemm.bias.dtype if gemm.bias else gemm.d.dtype
+    )
+    builder.step(
+        config,
+        ceil_div(gemm.m * gemm.n, config.threads),
+        note,
+        slabs=slabs,
+        slab_stride=gemm.m * gemm.n,
+        m=gemm.m,
+        n=gemm.n,
+        count=count,
+        reserved=0,
+        **finish,
+    )
+
+
+def _plan_gemm(builder: Builder, gemm: Gemm) -> None:
+    if gemm.m == 0 or gemm.n == 0 or (gemm.k == 0 and gemm.accumulate):
+        return
+    d, d_final = writable(builder, gemm.d)
+    preact, preact_final = writable(builder, gemm.preact) if gemm.preact else (None, None)
+    finish = _finish_values(gemm, d, preact)
+    if gemm.k == 0:
+        _reduce(builder, gemm, finish, None, 0, "nothing to sum: zeros, or the activated bias")
+    else:
+        a = readable(builder, gemm.a, need_unit_stride=True)
+        b = readable(builder, gemm.b, need_unit_stride=True)
+        ready = replace(gemm, a=a, b=b, d=d, preact=preact)
+        config, splits = _choose(builder, ready)
+        acc = accumulator_dtype(gemm.dtype)
+        segments = ceil_div(gemm.k, config.segment)
+        total: Ref | None = None
+        if splits > 1:
+            total = builder.alloc(segments * gemm.m * gemm.n * ITEMSIZE[acc])
+        elif segments > 1:
+            total = builder.alloc(gemm.m * gemm.n * ITEMSIZE[acc])
+        tiles_m, tiles_n = ceil_div(gemm.m, config.block_m), ceil_div(gemm.n, config.block_n)
+        layout = ("T" if not a.row_major else "N") + ("T" if not b.row_major else "N")
+        builder.step(
+            config,
+            tiles_m * tiles_n * splits,
+            f"{gemm.op} {gemm.m}x{gemm.n}x{gemm.k} {gemm.dtype} {layout}, tile {config.tile}, {config.stages} stages, "
+            f"S={config.segment}, {splits} split(s) of K, loads of {config.vec_a} and {config.vec_b} B",
+            config.smem_bytes,
+            a=ref_of(a),
+            b=ref_of(b),
+            total=total,
+            lda=a.row_stride if a.row_major else a.col_stride,
+            ldb=b.col_stride if b.col_major else b.row_stride,
+            m=gemm.m,
+            n=gemm.n,
+            k=gemm.k,
+            splits=splits,
+            segments_per_split=ceil_div(segments, splits),
+            tiles_m=tiles_m,
+            tiles_n=tiles_n,
+            group=_RASTER_GROUP,
+            **finish,
+        )
+        if splits > 1:
+            note = f"add {segments} segment sums in ascending order, then the epilogue"
+            _reduce(builder, ready, finish, total, segments, note)
+    scatter(builder, d, d_final)
+    if preact is not None:
+        scatter(builder, preact, preact_final)
+
+
+# ---- column sums and activation gradients ------------------------------------------------------
+
+
+def _finish_columns(builder: Builder, dtype: str, out: Vector, slabs: Ref, segments: int, accumulate: bool) -> None:
+    config = OrderedReduceConfig(accumulator_dtype(dtype), out.dtype, out.dtype)
+    builder.step(
+        config,
+        ceil_div(out.size, config.threads),
+        f"add {segments} segment sums of the columns in ascending order",
+        slabs=slabs,
+        d=ref_of(out),
+        bias=None,
+        preact=None,
+        slab_stride=out.size,
+        ldd=out.size,
+        ldp=0,
+        bias_stride=0,
+        m=1,
+        n=out.size,
+        count=segments,
+        activation=0,
+        accumulate=int(accumulate),
+        reserved=0,
+    )
+
+
+def _slabs(builder: Builder, dtype: str, segments: int, cols: int) -> Ref | None:
+    """Room for one partial sum per segment and column; a single segment writes its result directly."""
+    if segments <= 1:
+        return None
+    return builder.alloc(segments * cols * ITEMSIZE[accumulator_dtype(dtype)])
+
+
+def _plan_column_sum(builder: Builder, problem: ColumnSum) -> None:
+    out = problem.out
+    if out.size == 0 or (problem.x.rows == 0 and problem.accumulate):
+        return
+    x = readable(builder, problem.x, need_unit_stride=False)
+    config = ColumnSumConfig(x.dtype, out.dtype)
+    segments = max(1, ceil_div(x.rows, config.segment))
+    slabs = _slabs(builder, x.dtype, segments, x.cols)
+    builder.step(
+        config,
+        ceil_div(x.cols, _COLUMNS_PER_BLOCK) * segments,
+        f"column sums of {x.rows}x{x.cols} {x.dtype}, S={config.segment}",
+        x=ref_of(x),
+        out=ref_of(out),
+        slabs=slabs,
+        row_stride=x.row_stride,
+        col_stride=x.col_stride,
+        rows=x.rows,
+        cols=x.cols,
+        accumulate=int(problem.accumulate),
+        segments=segments,
+    )
+    if slabs is not None:
+        _finish_columns(builder, x.dtype, out, slabs, segments, problem.accumulate)
+
+
+def _plan_act_grad(builder: Builder, problem: ActGrad) -> None:
+    rows, cols = problem.dz.rows, problem.dz.cols
+    db = problem.db
+    if cols == 0 or (rows == 0 and (db is None or problem.accumulate)):
+        return
+    dy = readable(builder, problem.dy, need_unit_stride=False)
+    preact = readable(builder, problem.preact, need_unit_stride=False)
+    config = ActGradConfig(dy.dtype, preact.dtype, db.dtype if db else dy.dtype)
+    rows_per_block = config.segment if db else _ROWS_PER_BLOCK
+    row_blocks = max(1, ceil_div(rows, rows_per_block))
+    slabs = _slabs(builder, dy.dtype, row_blocks, cols) if db else None
+    builder.step(
+        config,
+        ceil_div(cols, _COLUMNS_PER_BLOCK) * row_blocks,
+        f"dz = dy * {problem.activation}'(preact) on {rows}x{cols} {dy.dtype}" + (", and db" if db else ""),
+        dy=ref_of(dy),
+        preact=ref_of(preact),
+        dz=ref_of(problem.dz),
+        db=ref_of(db),
+        slabs=slabs,
+        dy_row=dy.row_stride,
+        dy_col=dy.col_stride,
+        z_row=preact.row_stride,
+        z_col=preact.col_stride,
+        dz_row=problem.dz.row_stride,
+        dz_col=problem.dz.col_stride,
+        rows=rows,
+        cols=cols,
+        activation=ACTIVATION_CODES[problem.activation],
+        accumulate=int(problem.accumulate),
+        segments=row_blocks,
+        want_db=int(db is not None),
+        rows_per_block=rows_per_block,
+        reserved=0,
+    )
+    if slabs is not None and db is not None:
+        _finish_columns(builder, dy.dtype, db, slabs, row_blocks, problem.accumulate)
+
+
+@lru_cache(maxsize=4096)
+def make_plan(
+    op: str,
+    problems: tuple[Problem, ...],
+    temporaries: tuple[tuple[str, int], ...],
+    spec: DeviceSpec,
+    options: Options,
+) -> Plan:
+    """Plan all problems of one call, in order.
+
+    ``temporaries`` are (name, bytes) of buffers that live only inside the call; they are placed in the workspace.
+    Raises BackendError when no kernel can do the work on ``spec``.
+    """
+    builder = Builder(spec, options)
+    placed = {name: placed_name(builder.alloc(nbytes)) for name, nbytes in temporaries}
+    for problem in problems:
+        problem = _place(problem, placed)
+        if isinstance(problem, Gemm):
+            _plan_gemm(builder, problem)
+        elif isinstance(problem, ColumnSum):
+            _plan_column_sum(builder, problem)
+        else:
+            _plan_act_grad(builder, problem)
+    reads = tuple(dict.fromkeys(builder.reads))
+    return Plan(op, spec.arch, tuple(builder.steps), builder.top, reads, tuple(builder.choices))
+
+
+def _place(problem: Problem, placed: dict[str, str]) -> Problem:
+    """Point operands that lie in temporaries at the workspace."""
+    changes: dict[str, Any] = {
+        name: replace(value, buffer=placed[value.buffer])
+        for name, value in vars(problem).items()
+        if isinstance(value, (Matrix, Vector)) and value.buffer in placed
+    }
+    return replace(problem, **changes)
