@@ -1,8 +1,8 @@
 """The sixteen named barriers of a CTA: who has arrived, when a barrier is complete, and what is undefined about it.
 
 PTX ISA 9.0, 9.7.13.1. A warp has arrived when all of its live threads have; a barrier with a thread count is complete
-when count / 32 warps have arrived. Stricter than the ISA: a barrier without a count waits for every thread that the
-CTA started with, so one that has exited holds it up for ever.
+when count / 32 warps have arrived. A barrier without a count waits for the threads that have not exited, and an exit can
+complete it (PTX ISA 9.7.12.7, exit); one with a count gets no arrival from a thread that has exited.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class NamedBarriers:
 
     def _is_full(self, lanes: Lanes, generation: Generation) -> bool:
         if generation.count is None:
-            return bool(generation.arrived.all())
+            return not bool((self._cta.live & ~generation.arrived).any())
         arrived = np.zeros(self._warps * 32, bool)
         arrived[: self._cta.thread_count] = generation.arrived
         missing = np.zeros(self._warps * 32, bool)

@@ -153,8 +153,8 @@ class BulkGroups:
         self._threads: dict[int, Group] = {}
         cta.at_exit(self._report_left)
 
-    def of(self, thread: int) -> Group:
-        """The groups of a thread."""
+    def _of(self, thread: int) -> Group:
+        """The groups of a thread that issues a store."""
         if thread not in self._threads:
             clocks = self._cta.cluster.clocks
             who = f"bulk copies of thread {thread} of CTA {self._cta.index}"
@@ -167,7 +167,7 @@ class BulkGroups:
         self, lanes: Lanes, source: int, nbytes: int, read: Callable[[], Any], write: Callable[..., None]
     ) -> None:
         """Issue a store by one thread: ``write(data, channel, number)`` gets what ``read`` returned."""
-        group = self.of(int(lanes.threads[0]))
+        group = self._of(int(lanes.threads[0]))
         group.issued += 1
         number = group.issued
         cta, engine = lanes.cta, lanes.cta.cluster.engine
@@ -186,16 +186,18 @@ class BulkGroups:
         group.open.append((number, lanes, first, second))
 
     def commit(self, lanes: Lanes) -> None:
-        """A new group for each of these threads (9.7.9.25.6.1)."""
-        for thread in lanes.threads.tolist():
-            group = self.of(thread)
+        """A new group for each of these threads (9.7.9.25.6.1); empty ones before the first store do not matter."""
+        for thread in self._threads.keys() & set(lanes.threads.tolist()):
+            group = self._threads[thread]
             group.commits.append(group.issued)
 
     def wait(self, lanes: Lanes, recent: int, read_only: bool) -> None:
         """All groups but the ``recent`` last ones are complete, or have at least read (9.7.9.25.6.2)."""
         clocks, engine = lanes.cta.cluster.clocks, lanes.cta.cluster.engine
         for i, thread in enumerate(lanes.threads.tolist()):
-            group = self.of(thread)
+            group = self._threads.get(thread)
+            if group is None:
+                continue
             index = len(group.commits) - recent - 1
             if index < 0:
                 continue

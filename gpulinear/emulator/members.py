@@ -30,8 +30,9 @@ class Members:
     """``row`` and ``lane`` of each executing thread in matrices [warps, 32]; ``masks`` are those that take part with it.
 
     Undefined, and reported: a thread that is not in its own mask, a mask that names threads that do not execute the
-    instruction with the same mask, or that have exited. Lanes that never existed, in the last warp of a CTA whose size
-    is no multiple of 32, may be named.
+    instruction with the same mask. shfl may not name threads that have exited either: what it reads from them is
+    undefined, all others wait for and combine the threads that have not (PTX ISA 9.7.9 and 9.7.13). Lanes that never
+    existed, in the last warp of a CTA whose size is no multiple of 32, may be named.
     """
 
     def __init__(self, lanes: Lanes, masks: Array) -> None:
@@ -82,7 +83,11 @@ class Members:
                 "its member mask names threads that do not execute it now (a guard, or divergence)",
                 "name the threads that execute it, no others; __ballot_sync before the branch gives them",
             ),
-            (exited != 0, "its member mask names threads that have exited", "name live threads only"),
+            (
+                (exited != 0) & (self.lanes.instruction.opcode == "shfl"),
+                "its member mask names threads that have exited",
+                "name live threads only",
+            ),
             (
                 here & ~pack(same) != 0,
                 "threads that it joins have different member masks",

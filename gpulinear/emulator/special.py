@@ -71,7 +71,7 @@ def special_values(name: str, cta: Cta) -> npt.NDArray[Any] | int | bool:
         "cluster_ctarank": cta.rank,
         "cluster_nctarank": len(cta.cluster.ctas),
         "dynamic_smem_size": cta.launch.dynamic_smem,
-        "total_smem_size": cta.shared.size,
+        "total_smem_size": cta.shared.declared,
     }
     value: npt.NDArray[Any] | int = values[base]
     return value

@@ -89,6 +89,19 @@ def test_wait_group_leaves_the_recent_groups_in_flight() -> None:
     assert (case.result(768) == np.tile(case.bytes[:256], 3)).all() and (case.result(256, 768) == 0xFF).all()
 
 
+def test_empty_groups_count_after_the_first_store() -> None:
+    case = Case("late")
+    case.put(1024, case.bytes[:256])
+    case.run("cp.async.bulk.commit_group")
+    store(case)
+    commit(case)
+    wait(case, 1)
+    assert (case.result(256) == 0xFF).all()
+    case.run("cp.async.bulk.commit_group")
+    case.run("cp.async.bulk.wait_group", 1)
+    assert (case.result(256) == case.bytes[:256]).all() and case.found == []
+
+
 def test_groups_belong_to_threads() -> None:
     case = Case("late")
     case.put(1024, case.bytes[:256])

@@ -58,7 +58,9 @@ def test_tma_ring_on_random_data(shape: tuple[int, int, int], n_major: bool) -> 
 def test_in_exact_mode_the_sum_is_rounded_once() -> None:
     a, b = normal((16, 64), 8), normal((64, 16), 9)
     outcome = kernels.tma_ring(a, b, tensor="exact")
-    as_float = [(kernels.bfloat16(x).astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64) for x in (a, b)]
+    as_float = [
+        (kernels.bfloat16(x).astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64) for x in (a, b)
+    ]
     np.testing.assert_allclose(outcome.got, as_float[0] @ as_float[1], rtol=0, atol=1e-5)
     assert not outcome.result.report.findings
 
@@ -67,4 +69,3 @@ def test_in_exact_mode_the_sum_is_rounded_once() -> None:
 def test_cluster_sum(schedule: str, seed: int) -> None:
     """Two clusters; the last tile is ragged; the order of the sums shows in random data."""
     check(kernels.cluster_sum(normal((61, 64), 10), schedule=schedule, seed=seed))
-

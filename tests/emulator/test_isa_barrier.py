@@ -50,11 +50,13 @@ def test_a_warp_arrives_with_its_last_live_thread() -> None:
     assert not any(call.waits for call in calls) and bench.found == []
 
 
-def test_an_exited_thread_holds_up_a_barrier_of_all() -> None:
-    bench = Bench(64)
-    bench.cta.live[63] = False
-    call = Call(bench, "bar.sync", 0, threads=np.arange(63))
-    assert call.waits and "exited never arrive" in call.result.why
+def test_an_exit_releases_a_barrier_of_all() -> None:
+    bench = Bench(96)
+    bench.cta.live[64:] = False
+    call = Call(bench, "bar.sync", 0, threads=np.arange(32))
+    assert call.waits and "all 96 threads that have not exited" in call.result.why
+    bench.cta.live[32:64] = False
+    assert not call.waits and bench.found == []
 
 
 def test_arrive_releases_only() -> None:

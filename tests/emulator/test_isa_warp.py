@@ -85,18 +85,16 @@ def test_shfl_of_two_halves_with_their_own_masks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("masks", "threads", "exited", "part"),
+    ("masks", "threads", "part"),
     [
-        (0x0F, [0, 1, 2, 3, 4], [], "own member mask does not name"),
-        (0x1F, [0, 1, 2, 3], [], "do not execute it now"),
-        (0x1F, [0, 1, 2, 3], [4], "have exited"),
-        ([3, 3, 12, 15], [0, 1, 2, 3], [], "different member masks"),
+        (0x0F, [0, 1, 2, 3, 4], "own member mask does not name"),
+        (0x1F, [0, 1, 2, 3], "do not execute it now"),
+        ([3, 3, 12, 15], [0, 1, 2, 3], "different member masks"),
     ],
 )
-def test_member_masks(masks: Any, threads: list[int], exited: list[int], part: str) -> None:
+def test_member_masks(masks: Any, threads: list[int], part: str) -> None:
     for name in ("vote.sync.ballot.b32", "redux.sync.add.u32", "match.any.sync.b32"):
         bench = Bench(32)
-        bench.cta.live[exited] = False
         mask = np.broadcast_to(np.array(masks, np.uint32), len(threads)).copy()
         a = np.ones(len(threads), bool if name.startswith("vote") else np.uint32)
         call(bench, name, a, mask, threads=threads)
@@ -104,6 +102,19 @@ def test_member_masks(masks: Any, threads: list[int], exited: list[int], part: s
             bench.found[0] == f"member mask: {name.split('.')[0]}" and part in bench.launch.report.findings[0].message
         )
         assert len(bench.found) == 1
+
+
+def test_exited_lanes_may_be_named_but_not_by_a_shuffle() -> None:
+    lanes, mask = np.arange(4), np.full(4, 0x1F, np.uint32)
+    for name, found in (("vote.sync.ballot.b32", []), ("shfl.sync.idx.b32", ["member mask: shfl"])):
+        bench = Bench(32)
+        bench.cta.live[4] = False
+        if name.startswith("vote"):
+            operands: list[Any] = [np.ones(4, bool), mask]
+        else:
+            operands = [lanes.astype(np.uint32), np.zeros(4, np.uint32), np.full(4, 31, np.uint32), mask]
+        call(bench, name, *operands, threads=lanes)
+        assert bench.found == found
 
 
 def test_lanes_that_never_were_may_be_named() -> None:

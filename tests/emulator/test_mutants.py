@@ -121,7 +121,8 @@ TMA_RING = [
     change("proxy fence before the writes", "named_barrier(1 + consumer, 128);  // the patch is free\n",
            "named_barrier(1 + consumer, 128);\n            fence_proxy_async();\n#define fence_proxy_async()\n", **STORE),
     change("another thread waits for the bulk stores", "if (t == 0) bulk_wait_read();", "if (t == 32) bulk_wait_read();", **STORE),
-    change("both consumers use one barrier", "named_barrier(1 + consumer, 128);  // the patch is written", "named_barrier(1, 128);", **STORE),
+    change("both consumers use one barrier", "named_barrier(1 + consumer, 128);  // the patch is written",
+           "named_barrier(1, 128);", **STORE),
     change("the barriers lie in the patch", "full = patches + 2 * kPatch", "full = patches + kPatch", **STORE),
     change("a patch for both consumers", "kTile + consumer * kPatch", "kTile", **STORE),
     change("a warp stores", "if (t == 0) {\n#if EPILOGUE == 1", "if (t < 32) {\n#if EPILOGUE == 1", epilogue=2),
@@ -132,7 +133,8 @@ TMA_RING = [
 
 ALLOWED = [
     # A proxy fence counts for all that is ordered before it (PTX ISA 8.9.5: along the base causality path).
-    change("only the storing thread fences", "fence_proxy_async();\n            named_barrier(1 + consumer, 128);  // the patch is w",
+    change("only the storing thread fences",
+           "fence_proxy_async();\n            named_barrier(1 + consumer, 128);  // the patch is w",
            "named_barrier(1 + consumer, 128);\n            if (t == 0) fence_proxy_async();  // the patch is w", **STORE),
     change("the proxy fence of the inits is the general one", "fence_mbarrier_init();", "fence_proxy_async();"),
     change("a deeper wait than needed", "if (t == 0) bulk_wait_read();", "if (t == 0) bulk_wait();", **STORE),
@@ -167,7 +169,9 @@ CLUSTER = [
 ]  # fmt: skip
 
 MUTANTS: list[tuple[Probe, Mutant]] = [
-    (probe, mutant) for probe, list_ in ((mma_ring, MMA_RING), (tma_ring, TMA_RING), (cluster_sum, CLUSTER)) for mutant in list_
+    (probe, mutant)
+    for probe, list_ in ((mma_ring, MMA_RING), (tma_ring, TMA_RING), (cluster_sum, CLUSTER))
+    for mutant in list_
 ]
 
 
@@ -175,8 +179,11 @@ def verdict(probe: Probe, changes: list[Change], options: dict[str, Any]) -> str
     """How a probe fails: the error, the kind of the first finding, "wrong numbers"; None if it passes."""
     try:
         outcome = probe(changes, **options)
-    except (CompileError, EmulatorError) as error:
-        return type(error).__name__
+    except CompileError:
+        return "CompileError"
+    except EmulatorError as error:
+        before = f" after {error.findings[0].kind}" if error.findings else ""
+        return f"{type(error).__name__}{before}"
     findings = outcome.result.report.findings
     if findings:
         return f"{findings[0].kind}{' (numbers right)' if outcome.right else ''}"
@@ -202,7 +209,9 @@ def matrix() -> Iterator[dict[str, str]]:
         print(f"  {name:<{width}}  {how}")
 
 
-@pytest.mark.parametrize(("probe", "mutant"), MUTANTS, ids=lambda value: value[0] if isinstance(value, tuple) else value.__name__)
+@pytest.mark.parametrize(
+    ("probe", "mutant"), MUTANTS, ids=lambda value: value[0] if isinstance(value, tuple) else value.__name__
+)
 def test_every_mutant_is_caught(probe: Probe, mutant: Mutant, matrix: dict[str, str]) -> None:
     name, changes, options = mutant
     how = first_verdict(probe, changes, options)

@@ -50,7 +50,7 @@ def _arrive(
 def _why(lanes: Lanes, numbers: Array, counts: Array | None) -> str:
     if counts is not None:
         return f"barrier {int(numbers[0])} of {int(counts[0])} threads (threads that have exited do not arrive)"
-    return f"barrier {int(numbers[0])} of all {lanes.cta.thread_count} threads (threads that have exited never arrive)"
+    return f"barrier {int(numbers[0])} of all {lanes.cta.thread_count} threads that have not exited"
 
 
 def _sync(aligned: bool) -> Semantics:
