@@ -138,8 +138,8 @@ def _special(rng: np.random.Generator, bits: Array, kind: str, rate: float) -> N
     width, fraction = FIELDS[kind]
     infinity, sign = ((1 << width) - 1) << fraction, 1 << width + fraction
     values = np.array([infinity, infinity, infinity | sign, infinity | 1 << fraction - 1], BITS[kind])
-    where = rng.random(bits.shape) < rate
-    bits[where] = rng.choice(values, int(where.sum()))
+    where = np.flatnonzero(rng.random(bits.size) < rate)
+    bits.flat[where] = rng.choice(values, len(where))
 
 
 def _tile(rng: np.random.Generator, form: Form, fill: str) -> tuple[Array, Array, Array]:
@@ -171,7 +171,7 @@ def _tile(rng: np.random.Generator, form: Form, fill: str) -> tuple[Array, Array
 def operands(form: Form) -> dict[str, Array]:
     """The tiles of a form, {"a": [tile, m, k], "b": [tile, k, n], "c": [tile, m, n]}, all of them bit patterns.
 
-    Large forms get one tile of each fill, small ones four: with them all four steps along a swizzled row.
+    Large forms get one tile of each fill, small ones four.
     """
     rng = np.random.default_rng([SEED, zlib.crc32(form.name.encode())])
     if form.loads:
@@ -198,7 +198,9 @@ def expected(form: Form, given: Mapping[str, Array], arch: str) -> Array:
         a, b, c = (given[name].view(np.float64) for name in "abc")
         d: Array = np.stack([tensorcore.multiply_add_f64(*tile) for tile in zip(a, b, c, strict=True)])
         return d.view(np.uint64)
-    return tensorcore.multiply_add(given["a"], given["b"], given["c"].view(np.float32), form.kind, arch).view(np.uint32)
+    single = tensorcore.multiply_add(given["a"], given["b"], given["c"].view(np.float32), form.kind, arch)
+    bits: Array = single.view(np.uint32)
+    return bits
 
 
 def _inputs(form: Form, given: Mapping[str, Array]) -> list[Array]:
@@ -226,7 +228,8 @@ def execute(form: Form, given: Mapping[str, Array], backend: str, arch: str) -> 
     params = [memory.alloc(array, name=name, readonly=True) for name, array in zip("ABC", inputs, strict=False)]
     params.append(memory.alloc(out.nbytes, name="D", initialised=False))
     run(artifact.ptx, "micro", tiles, form.threads, 0, params, memory=memory).report.raise_if_any()
-    return memory.view(params[-1], out.nbytes).view(out.dtype).reshape(out.shape).copy()
+    out[...] = memory.view(params[-1], out.nbytes).view(out.dtype).reshape(out.shape)
+    return out
 
 
 # Files
@@ -246,7 +249,7 @@ def save(path: Path, form: Form, arch: str, given: Mapping[str, Array], d: Array
 def load(path: Path, form: Form, arch: str) -> tuple[dict[str, Array], Array, dict[str, Any]]:
     """Operands, result and provenance; GoldenError for anything but a whole file of this form and arch."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             data = {name: file[name] for name in file.files}
         about = json.loads(str(data.pop("about")))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:

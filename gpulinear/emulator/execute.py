@@ -196,7 +196,9 @@ def _call(bound: Bound, layout: Layout) -> Callable[[Cta, Selection], Any]:
     def call(cta: Cta, sel: Selection) -> Any:
         try:
             return semantics(Lanes(cta, sel.threads, instruction), *[fetch(cta, sel) for fetch in fetches])
-        except EmulatorError:
+        except EmulatorError as error:
+            if "PTX line" not in str(error):
+                error.args = (f"{error.args[0]}. At {instruction.where()}",)
             raise
         except Exception as error:
             raise EmulatorError(f"{instruction.where()}: {type(error).__name__}: {error}") from error

@@ -249,10 +249,14 @@ class _Binder:
                 writes.update(item.keys)
         if guard is not None and guard.key is not None:
             reads.add(guard.key)
+        try:
+            semantics = _semantics(rule, tuple(sorted(form.items())))
+        except NotModelledError as error:
+            raise NotModelledError(f"{error}. At {instruction.where()}") from None
         return Bound(
             instruction,
             rule,
-            _semantics(rule, tuple(sorted(form.items()))),
+            semantics,
             tuple(out.sources),
             tuple(out.destinations),
             guard,

@@ -33,7 +33,7 @@ class Case(Bench):
         for cta in range(len(self.ctas)):
             self.run("mbarrier.init.shared::cta.b64", at(BAR), u32(count), threads=0, cta=cta)
             if fenced:
-                self.cta.cluster.clocks.fence_inits(np.array([self.ctas[cta].first_agent]))
+                self.ctas[cta].cluster.clocks.fence_inits(np.array([self.ctas[cta].first_agent]))
         self.everyone()
 
     def everyone(self) -> None:
@@ -61,7 +61,7 @@ class Case(Bench):
         for i in range(0, len(data), 16):
             words = [data[i + 4 * k : i + 4 * k + 4].view(np.uint32) for k in range(4)]
             self.run("st.shared.v4.u32", at(offset + i), words, None, threads=thread, cta=cta)
-        self.cta.cluster.clocks.fence_proxy(np.array([thread + self.ctas[cta].first_agent]))
+        self.ctas[cta].cluster.clocks.fence_proxy(np.array([thread + self.ctas[cta].first_agent]))
 
     def shared(self, offset: int, nbytes: int, cta: int = 0) -> Any:
         return self.ctas[cta].shared.bytes[offset : offset + nbytes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,12 @@ RING_BYTES = 3 * 2 * 16384 + 2 * 8192 + 8 * 6  # shared memory of tma_ring.cu
 
 
 def changed(text: str, changes: Sequence[Change]) -> str:
-    """The text with replacements; what is replaced must stand there once."""
+    """The text with replacements; what is replaced must stand there once, line breaks and indents aside."""
     for old, new in changes:
-        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in the kernel"
-        text = text.replace(old, new)
+        pattern = re.compile(r"\s+".join(map(re.escape, re.split(r"\s+", old))))
+        places = pattern.findall(text)
+        assert len(places) == 1, f"{old!r} stands {len(places)} times in the kernel"
+        text = text.replace(places[0], new)
     return text
 
 
@@ -38,7 +41,8 @@ def build(file: str, entry: str, arch: str, changes: Sequence[Change] = (), **de
 def bfloat16(values: Array) -> Array:
     """The bit patterns of float32 values, rounded to nearest even."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return ((bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    rounded: Array = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+    return rounded.astype(np.uint16)
 
 
 def integers(shape: tuple[int, ...], seed: int) -> Array:
@@ -74,8 +78,10 @@ class Outcome:
 
 def expected(a: Array, b: Array, arch: str, held: Array | None = None) -> Array:
     """A B as the model of the tensor core has it, plus what the output held."""
-    product = tensorcore.multiply_add(a, b, np.zeros((len(a), b.shape[1]), np.float32), "bf16", arch)
-    return product if held is None else held + product
+    product: Array = tensorcore.multiply_add(a, b, np.zeros((len(a), b.shape[1]), np.float32), "bf16", arch)
+    if held is not None:
+        product += held
+    return product
 
 
 def _output(memory: GlobalMemory, shape: tuple[int, int], held: Array | None) -> int:
@@ -85,7 +91,8 @@ def _output(memory: GlobalMemory, shape: tuple[int, int], held: Array | None) ->
 
 
 def _read(memory: GlobalMemory, address: int, shape: tuple[int, ...]) -> Array:
-    return memory.view(address, 4 * int(np.prod(shape))).view(np.float32).reshape(shape).copy()
+    values: Array = memory.view(address, 4 * int(np.prod(shape))).view(np.float32).reshape(shape).copy()
+    return values
 
 
 def mma_ring(a: Array, b: Array, changes: Sequence[Change] = (), **options: Any) -> Outcome:

@@ -206,6 +206,19 @@ def test_reductions_into_global_memory(name: str, old: Any, new: Any, want: Any)
     assert got.tobytes() == expected.tobytes() and case.found == []
 
 
+def test_ctas_may_reduce_into_the_same_bytes() -> None:
+    """Each element is updated with .relaxed.gpu semantics; plain stores to the same bytes are a race."""
+    for name, kinds in (("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32", []), (STORE, ["global race"])):
+        case = Case("early", clusters=2)
+        case.memory.fill(case.out, np.zeros(4, np.uint32))
+        case.ctas[1].cluster.engine.policy = "early"
+        for cta in range(2):
+            case.put(1024, np.ones(4, np.uint32).view(np.uint8), cta=cta)
+            case.run(name, at(case.out), at(1024), u32(16), threads=0, cta=cta)
+        assert case.found == kinds
+        assert case.result(16).view(np.uint32).tolist() == [2 if not kinds else 1] * 4
+
+
 def bf16(values: Any) -> Any:
     """Round to nearest, ties to even, by the bits; exact inputs."""
     bits = np.array(values, np.float32).view(np.uint32).astype(np.int64)

@@ -23,6 +23,7 @@ from gpulinear.emulator import (
     loader,
     memory_faults,
     program,
+    reductions,
     run,
     tensorcore,
     tensormap,
@@ -111,7 +112,11 @@ def item(table: Any, key: Any, value: Any) -> Patch:
 
 
 def both(*patches: Patch) -> Patch:
-    return lambda patch: [one(patch) for one in patches] and None
+    def apply(patch: pytest.MonkeyPatch) -> None:
+        for one in patches:
+            one(patch)
+
+    return apply
 
 
 def nothing(*args: Any, **options: Any) -> None:
@@ -122,7 +127,7 @@ def yes(*args: Any, **options: Any) -> bool:
     return True
 
 
-_from_rows, _targets, _reduce, _source = fragments.from_rows, tma.targets, tma.reduce_global, async_copy._source
+_from_rows, _targets, _reduce, _source = fragments.from_rows, bulk.targets, reductions.reduce_global, async_copy._source
 
 MUTANTS: list[tuple[str, Patch, Check]] = [
     ("a barrier joins no clocks", attribute(Clocks, "barrier", Clocks.tick), clean(bugs.mma_ring)),
@@ -139,7 +144,7 @@ MUTANTS: list[tuple[str, Patch, Check]] = [
      clean(bugs.mma_ring)),
     ("fragments of B as for 32 bits", attribute(fragments, "_right16", fragments._right32), clean(bugs.mma_ring)),
     ("one fraction bit less", item(tensorcore.STEPS[80], "bf16", tensorcore.Step(8, 23)), TENSOR),
-    ("fma rounds twice", attribute(floats, "fma", lambda a, b, c, *rest: (
+    ("fma rounds twice", attribute(floats, "fma", lambda a, b, c, **options: (
         a.astype(np.float64) * b + c).astype(np.float32)), FMA),
     ("shuffles are off by one", item(warp._SOURCE, "bfly", lambda lane, b, low, high: (lane ^ b ^ 1, lane >= 0)), SHUFFLE),
     ("out of bounds is not reported", attribute(memory_faults, "out_of_bounds", nothing),
@@ -175,7 +180,7 @@ MUTANTS: list[tuple[str, Patch, Check]] = [
         lanes, at, data, unit, "min", "u32")), clean(bugs.tma_ring, epilogue=2)),
     ("the cluster barrier orders nothing", attribute(barrier.ClusterBarrier, "leave", lambda self, lanes:
         self._joined.__setitem__(lanes.threads + lanes.cta.first_agent, -1)), clean(bugs.cluster_sum)),
-    ("multicast goes to its own CTA only", attribute(tma, "targets", lambda *args: _targets(*args[:6], None)),
+    ("multicast goes to its own CTA only", attribute(tma, "targets", lambda *args: _targets(*args[:6])),
      clean(bugs.cluster_sum)),
 ]  # fmt: skip
 
@@ -185,7 +190,7 @@ def passes(check: Check) -> bool:
     forget()
     try:
         return check[1]()
-    except (EmulatorError, ValueError, TypeError, IndexError):
+    except EmulatorError:
         return False
 
 

@@ -42,7 +42,7 @@ def cluster_sum(changes: list[Change], **options: Any) -> Outcome:
     return kernels.cluster_sum(normal((61, 32), 4), changes, **options)
 
 
-STORE = {"epilogue": 1}
+STORE: dict[str, Any] = {"epilogue": 1}
 MMA_RING = [
     change("no barrier in the ring", "__syncthreads();  // everybody's", "//"),
     change("cp.async waits for one group too few", "cp_async_wait<kStages - 2>", "cp_async_wait<kStages - 1>"),
@@ -73,7 +73,7 @@ MMA_RING = [
 TMA_RING = [
     change("no wait for a full slot", "mbarrier_wait(full + 8 * slot, turn / kStages & 1);"),
     change("no wait for an empty slot", "mbarrier_wait(empty + 8 * slot, parity ^ 1);"),
-    change("wrong parity of full", "turn / kStages & 1);\n            // A", "~(turn / kStages) & 1);\n            // A"),
+    change("wrong parity of full", "turn / kStages & 1); // A", "~(turn / kStages) & 1); // A"),
     change("wrong parity of empty", "parity ^ 1", "parity"),
     change("expects half of the bytes", "slot, 2 * kTile)", "slot, kTile)"),
     change("expects too many bytes", "slot, 2 * kTile)", "slot, 2 * kTile + 16)"),
@@ -84,8 +84,8 @@ TMA_RING = [
     change("no wgmma.commit_group", "wgmma_commit();"),
     change("no wgmma.wait_group", "wgmma_wait<0>();"),
     change("wgmma.wait_group too shallow", "wgmma_wait<0>();", "wgmma_wait<1>();"),
-    change("releases a slot before the wait", "wgmma_wait<0>();\n            if (t == 0) mbarrier_arrive(empty + 8 * slot);",
-           "if (t == 0) mbarrier_arrive(empty + 8 * slot);\n            wgmma_wait<0>();"),
+    change("releases a slot before the wait", "wgmma_wait<0>(); if (t == 0) mbarrier_arrive(empty + 8 * slot);",
+           "if (t == 0) mbarrier_arrive(empty + 8 * slot); wgmma_wait<0>();"),
     change("stride of A's descriptor", "(kTile / 2), 16, 1024, 1)", "(kTile / 2), 16, 512, 1)"),
     change("no swizzle in B's descriptor", "slot * kTile, 16, 1024, 1)", "slot * kTile, 16, 1024, 0)"),
     change("64-byte swizzle in B's descriptor", "slot * kTile, 16, 1024, 1)", "slot * kTile, 16, 1024, 2)"),
@@ -119,7 +119,7 @@ TMA_RING = [
     change("no wait for bulk stores at the end", "if (t == 0) bulk_wait();", **STORE),
     change("patch is written without the swizzle", "(at >> 4) ^ (row & 7)", "(at >> 4)", **STORE),
     change("proxy fence before the writes", "named_barrier(1 + consumer, 128);  // the patch is free\n",
-           "named_barrier(1 + consumer, 128);\n            fence_proxy_async();\n#define fence_proxy_async()\n", **STORE),
+           "named_barrier(1 + consumer, 128); fence_proxy_async();\n#define fence_proxy_async()\n", **STORE),
     change("another thread waits for the bulk stores", "if (t == 0) bulk_wait_read();", "if (t == 32) bulk_wait_read();", **STORE),
     change("both consumers use one barrier", "named_barrier(1 + consumer, 128);  // the patch is written",
            "named_barrier(1, 128);", **STORE),
@@ -132,10 +132,10 @@ TMA_RING = [
 ]  # fmt: skip
 
 ALLOWED = [
-    # A proxy fence counts for all that is ordered before it (PTX ISA 8.9.5: along the base causality path).
+    # A proxy fence counts for all that is ordered before it (PTX ISA, causality order).
     change("only the storing thread fences",
-           "fence_proxy_async();\n            named_barrier(1 + consumer, 128);  // the patch is w",
-           "named_barrier(1 + consumer, 128);\n            if (t == 0) fence_proxy_async();  // the patch is w", **STORE),
+           "fence_proxy_async(); named_barrier(1 + consumer, 128);  // the patch is w",
+           "named_barrier(1 + consumer, 128); if (t == 0) fence_proxy_async();  // the patch is w", **STORE),
     change("the proxy fence of the inits is the general one", "fence_mbarrier_init();", "fence_proxy_async();"),
     change("a deeper wait than needed", "if (t == 0) bulk_wait_read();", "if (t == 0) bulk_wait();", **STORE),
 ]  # fmt: skip

@@ -167,18 +167,20 @@ def test_only_the_elements_that_are_stored_have_to_be_written() -> None:
     assert case.only().kind == "uninitialised read"
 
 
-def test_reducing_stores() -> None:
+@pytest.mark.parametrize(("start", "rows", "columns"), [([16, 3], 3, 4), ([8, 1], 4, 8)])
+def test_reducing_stores(start: list[int], rows: int, columns: int) -> None:
     case = Tensor([20, 6], [8, 4], data_type=DataType.FLOAT32)
     old = np.random.default_rng(2).standard_normal((6, 20)).astype(np.float32)
     new = np.random.default_rng(3).standard_normal((4, 8)).astype(np.float32)
     case.memory.fill(case.tensor, old)
     case.put(1024, new.reshape(-1).view(np.uint8))
     name = "cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group"
-    case.run(name, case.where([16, 3]), at(1024), threads=0)
+    case.run(name, case.where(start), at(1024), threads=0)
     commit(case)
     wait(case)
     want = old.copy()
-    want[3:6, 16:20] += new[:3, :4]
+    x, y = start
+    want[y : y + rows, x : x + columns] += new[:rows, :columns]
     assert (case.memory.view(case.tensor, 480).view(np.float32).reshape(6, 20) == want).all() and case.found == []
     case.run(name.replace("add", "min"), case.where([16, 3]), at(1024), threads=0)
     assert case.only().kind == "invalid operand" and "f32" in case.only().message

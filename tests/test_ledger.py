@@ -1,0 +1,99 @@
+"""The hardware ledger: field by field, never trusted when corrupt, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpulinear import ledger
+from gpulinear.ledger import Entry
+
+PTX = ".version 8.8\n.target sm_90a\n"
+
+
+def entry(**changes: str) -> Entry:
+    good = Entry("gemm_simt", ledger.digest(PTX), "sm_90a", "NVIDIA H200", "13.0", "13.0", "2026-02-03", "0123abc")
+    return replace(good, **changes)
+
+
+def test_the_committed_ledger_is_valid() -> None:
+    ledger.read(Path(__file__).parent / "ledger.json")
+    assert ledger.default_path().name == "ledger.json"
+
+
+def test_what_is_appended_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.json"
+    ledger.append([entry()], path)
+    ledger.append([entry(ptx_sha256="0" * 64, kernel="column_sum")], path)
+    assert ledger.lookup(PTX, path) == entry()
+    assert ledger.lookup(PTX + " ", path) is None
+    assert len(ledger.load(path)) == 2 and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_later_proof_replaces_only_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.json"
+    ledger.append([entry(), entry(gpu="NVIDIA H100", date="2026-01-01")], path)
+    later = entry(date="2026-03-01")
+    assert len(ledger.append([later], path)) == 2
+    assert ledger.lookup(PTX, path) == later
+
+
+BAD: dict[str, Any] = {
+    "not JSON": "[{",
+    "not a list": "{}",
+    "not an object": "[3]",
+    "field missing": json.dumps([{k: v for k, v in asdict(entry()).items() if k != "gpu"}]),
+    "field too many": json.dumps([{**asdict(entry()), "note": "fine"}]),
+    "not text": json.dumps([{**asdict(entry()), "gpu": 3}]),
+    **{
+        name: json.dumps([{**asdict(entry()), name: value}])
+        for name, value in {
+            "kernel": "gemm simt", "ptx_sha256": "ABC", "arch": "90", "gpu": "", "driver": "580", "nvrtc": "13",
+            "date": "2026-02-30", "commit": "unknown",
+        }.items()
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_corrupt_ledger_is_a_warning_and_empty(case: str, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.json"
+    path.write_text(BAD[case])
+    with pytest.warns(RuntimeWarning, match=r"ledger\.json is not used") as caught:
+        assert ledger.load(path) == []
+    if case in ledger._FIELDS:
+        assert case in str(caught[0].message)
+    with pytest.raises(ValueError, match="left as it is"):
+        ledger.append([entry()], path)
+    assert path.read_text() == BAD[case]
+
+
+def test_a_missing_ledger_is_a_warning_and_empty(tmp_path: Path) -> None:
+    with pytest.warns(RuntimeWarning, match=r"none\.json"):
+        assert ledger.lookup(PTX, tmp_path / "none.json") is None
+
+
+def test_a_bad_entry_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.json"
+    with pytest.raises(ValueError, match="commit"):
+        ledger.append([entry(commit="unknown")], path)
+    assert not path.exists()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ledger.json"
+    ledger.append([entry()], path)
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        ledger.append([entry(gpu="NVIDIA H100")], path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
