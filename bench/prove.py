@@ -1,7 +1,9 @@
 """The first hardware proof: ``python -m bench.prove --out DIR [--budget SECONDS]`` from a plain checkout on a GPU.
 
-In this order, so that an early stop keeps what matters: every variant of every kernel against float64 and against each
-other, bit for bit; ``check``; ``train``; cost of a launch; time against cupy.matmul. Rows go to DIR/prove.jsonl.
+In the order of ``parts``, so that an early stop keeps what matters: golden bits of the tensor cores; every kernel
+and layout against float64 and, bit for bit, against itself in other tiles; the emulator against the hardware; ``check``;
+``train``; cost of a launch; times of cuBLAS, then ours beside it. Rows go to DIR/prove.jsonl, golden bits to DIR/golden,
+and kernels that passed to DIR/ledger.json, which begins as the committed ledger: copy both over tests/ to keep them.
 Exit codes: 0 all right, 1 something is wrong, 3 no GPU.
 """
 
@@ -10,84 +12,23 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import gpulinear as gl
-from gpulinear import check, gemm, testing
+from gpulinear import check, device, ledger
 from gpulinear import train as job
-from gpulinear.config import SEGMENT
-from gpulinear.plan import Options
 from gpulinear.views import numpy_dtype
 
+from . import golden
 from .budget import Clock, Part, run_parts
+from .prove_kernels import Kernels, factors
 from .provenance import provenance
 
-# (tokens, out, in): tile edges, ragged sizes, and K of several segments for the running total and for split-K.
-SHAPES = ((1, 1, 1), (129, 127, 65), (300, 257, 2 * SEGMENT["gemm_simt"] + 13))
 SQUARES = (1024, 2048, 4096, 8192)
-
-
-def _operands(shape: tuple[int, int, int], dtype: str, exact: bool) -> dict[str, np.ndarray[Any, Any]]:
-    tokens, out, inner = shape
-    make = testing.integers if exact else testing.normal
-    name = numpy_dtype(dtype)
-    return {
-        "x": make((tokens, inner), name, 0),
-        "weight": make((out, inner), name, 1),
-        "dy": make((tokens, out), name, 2),
-    }
-
-
-def _call(op: str, arrays: dict[str, Any]) -> Any:
-    if op == "linear":
-        return gl.linear(arrays["x"], arrays["weight"])
-    if op == "dgrad":
-        return gl.dgrad(arrays["dy"], arrays["weight"])
-    return gl.wgrad(arrays["dy"], arrays["x"])
-
-
-def _factors(op: str, arrays: dict[str, Any]) -> tuple[Any, Any]:
-    return {
-        "linear": (arrays["x"], arrays["weight"].T),
-        "dgrad": (arrays["dy"], arrays["weight"]),
-        "wgrad": (arrays["dy"].T, arrays["x"]),
-    }[op]
-
-
-def correctness(clock: Clock) -> Iterator[dict[str, Any]]:
-    """Every legal tile and several splits, all ops and dtypes: within the bound, exact on integers, equal bits."""
-    import cupy
-
-    for dtype, shape, op in itertools.product(check.DTYPES, SHAPES, ("linear", "dgrad", "wgrad")):
-        for exact in (True, False):
-            host = _operands(shape, dtype, exact)
-            device = {name: cupy.asarray(array) for name, array in host.items()}
-            a, b = _factors(op, host)
-            want = a.astype(np.float64) @ b.astype(np.float64)
-            fma = testing.fma(dtype, SEGMENT["gemm_simt"])
-            bound = testing.gemm_bound(a, b, fma, out_dtype=numpy_dtype(dtype))
-            plan = gl.explain(
-                op, *(device[n] for n in {"linear": ("x", "weight"), "dgrad": ("dy", "weight")}.get(op, ("dy", "x")))
-            )
-            first: bytes | None = None
-            for choice in plan.choices:
-                if choice.refused is not None:
-                    continue
-                for splits in (1, 2, 3):
-                    with gemm.planning(Options(tile=choice.config.tile, splits=splits)):
-                        got = _call(op, device).get()
-                    first = got.tobytes() if first is None else first
-                    ratio = testing.error_ratio(got, want, bound)
-                    same = got.tobytes() == first
-                    right = ratio <= 1.0 and same and (not exact or (got == want.astype(got.dtype)).all())
-                    yield {
-                        "op": op, "dtype": dtype, "shape": shape, "exact": exact, "tile": choice.config.tile,
-                        "splits": splits, "error_ratio": ratio, "same_bits": same, "status": "ok" if right else "WRONG",
-                    }  # fmt: skip
 
 
 def checks(clock: Clock) -> Iterator[dict[str, Any]]:
@@ -141,7 +82,10 @@ def _rotating(shape: tuple[int, int, int], dtype: str) -> list[dict[str, Any]]:
     rng = cupy.random.RandomState(0)
     shapes = {"x": (tokens, inner), "weight": (out, inner), "dy": (tokens, out)}
     return [
-        {name: rng.standard_normal(size, dtype=cupy.float32).astype(dtype) for name, size in shapes.items()}
+        {
+            name: rng.standard_normal(size, dtype=cupy.float32).astype(numpy_dtype(dtype))
+            for name, size in shapes.items()
+        }
         for _ in range(count)
     ]
 
@@ -157,67 +101,146 @@ def _providers(op: str, out: Any) -> dict[str, Callable[[dict[str, Any]], Any]]:
         return function(operands[first], operands[second], out=out)
 
     def theirs(operands: dict[str, Any]) -> Any:
-        return cupy.matmul(*_factors(op, operands), out=out)
+        return cupy.matmul(*factors(op, operands), out=out)
 
     return {"gpulinear": ours, "cupy.matmul": theirs}
 
 
-def matmul_table(clock: Clock) -> Iterator[dict[str, Any]]:
-    """Device time of each op beside cupy.matmul: launches interleaved, cold operands, random data, median of events."""
+def _measured(
+    calls: Mapping[str, Callable[[dict[str, Any]], Any]], sets: list[dict[str, Any]]
+) -> dict[str, list[float]]:
+    """Device microseconds of each call: launches interleaved, cold operands, after a warm-up."""
     import cupy
 
     spin = cupy.RawKernel(
         'extern "C" __global__ void spin(long long n) { long long t = clock64(); while (clock64() - t < n) {} }', "spin"
     )
-    for dtype, size, op in itertools.product(("float32", "float64"), SQUARES, ("linear", "dgrad", "wgrad")):
-        if clock.left() < 5:
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    begin = time.monotonic()
+    for round_number in range(200):
+        spin((1,), (1,), (np.int64(400_000),))  # a backlog: the events below are enqueued before it ends
+        events = []
+        for offset, (name, call) in enumerate(calls.items()):
+            start, end = cupy.cuda.Event(), cupy.cuda.Event()
+            start.record()
+            call(sets[(2 * round_number + offset) % len(sets)])
+            end.record()
+            events.append((name, start, end))
+        cupy.cuda.runtime.deviceSynchronize()
+        if round_number >= 5:
+            for name, start, end in events:
+                times[name].append(cupy.cuda.get_elapsed_time(start, end) * 1e3)
+        if round_number >= 15 and time.monotonic() - begin > 2:
+            break
+    return times
+
+
+def _table(
+    clock: Clock, dtypes: tuple[str, ...], providers: tuple[str, ...], math: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """Median times of each op on squares; a provider that cannot do it is a row that says so."""
+    import cupy
+
+    for dtype, size, op in itertools.product(dtypes, SQUARES, ("linear", "dgrad", "wgrad")):
+        if clock.left() < 4:
             return
-        sets = _rotating((size, size, size), dtype)
-        outs = cupy.empty((size, size), dtype)
-        providers = _providers(op, outs)
-        times: dict[str, list[float]] = {name: [] for name in providers}
-        begin = time.monotonic()
-        for round_number in range(200):
-            spin((1,), (1,), (np.int64(400_000),))  # a backlog: the events below are enqueued before it ends
-            events = []
-            for offset, (name, call) in enumerate(providers.items()):
-                start, end = cupy.cuda.Event(), cupy.cuda.Event()
-                start.record()
-                call(sets[(2 * round_number + offset) % len(sets)])
-                end.record()
-                events.append((name, start, end))
-            cupy.cuda.runtime.deviceSynchronize()
-            if round_number >= 5:
-                for name, start, end in events:
-                    times[name].append(cupy.cuda.get_elapsed_time(start, end) * 1e3)
-            if round_number >= 15 and time.monotonic() - begin > 3:
-                break
+        row = {"op": op, "dtype": dtype, "math": math or dtype, "shape": (size, size, size)}
+        try:
+            sets = _rotating((size, size, size), dtype)
+            calls = _providers(op, cupy.empty((size, size), numpy_dtype(dtype)))
+            times = _measured({name: calls[name] for name in providers}, sets)
+        except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+            if "gpulinear" in providers:
+                raise
+            yield {**row, "provider": providers[0], "available": False, "reason": repr(error)}
+            continue
         for name, samples in times.items():
             p20, p50, p80 = (float(np.quantile(samples, q)) for q in (0.2, 0.5, 0.8))
-            yield {"op": op, "dtype": dtype, "shape": (size, size, size), "provider": name, "us_p20": p20, "us_p50": p50,
-                   "us_p80": p80, "samples": len(samples), "tflops": 2e-6 * size**3 / p50}  # fmt: skip
+            yield {**row, "provider": name, "us_p20": p20, "us_p50": p50, "us_p80": p80, "samples": len(samples),
+                   "tflops": 2e-6 * size**3 / p50}  # fmt: skip
 
 
-PARTS: dict[str, tuple[float, Part]] = {
-    "correctness": (240.0, correctness),
-    "check": (60.0, checks),
-    "train": (60.0, training),
-    "launch_cost": (20.0, launch_cost),
-    "matmul_table": (200.0, matmul_table),
-}
+def _set_tf32() -> Callable[[], None]:
+    """Let cupy.matmul use tf32 for float32; returns what undoes it."""
+    from cupy._core import _routines_linalg as linalg
+
+    before = linalg.get_compute_type(np.float32)
+    linalg.set_compute_type(np.float32, linalg.COMPUTE_TYPE_TF32)
+    return lambda: linalg.set_compute_type(np.float32, before)
+
+
+def cublas_table(clock: Clock) -> Iterator[dict[str, Any]]:
+    """The baseline alone: cupy.matmul in tf32 and every dtype; what CuPy cannot do is recorded as not available."""
+    try:
+        undo = _set_tf32()
+    except (ImportError, AttributeError) as error:
+        yield {"math": "tf32", "provider": "cupy.matmul", "available": False, "reason": repr(error)}
+    else:
+        try:
+            yield from _table(clock, ("float32",), ("cupy.matmul",), "tf32")
+        finally:
+            undo()
+    yield from _table(clock, ("bfloat16", "float16", "float32", "float64"), ("cupy.matmul",))
+
+
+def matmul_table(clock: Clock) -> Iterator[dict[str, Any]]:
+    """Each op beside cupy.matmul, interleaved in one process on the same operands."""
+    yield from _table(clock, ("float32", "float64"), ("gpulinear", "cupy.matmul"))
+
+
+def golden_bits(out: Path, where: Mapping[str, Any]) -> Part:
+    """The part that writes golden bits of every form and compares them with the model."""
+
+    def part(clock: Clock) -> Iterator[dict[str, Any]]:
+        for verdict in golden.write(out, device.live_spec(0).arch, where):
+            good = verdict.outcome == "confirmed"
+            yield {"form": verdict.form, "detail": verdict.detail, "status": "ok" if good else verdict.outcome}
+
+    return part
+
+
+def parts(out: Path, kernels: Kernels, where: Mapping[str, Any]) -> list[tuple[str, float, Part]]:
+    """What is done, in order, with the most seconds that each may take."""
+    return [
+        ("golden_bits", 60.0, golden_bits(out / "golden", where)),
+        ("correctness", 160.0, kernels.correctness),
+        ("emulator", 90.0, kernels.emulator),
+        ("check", 40.0, checks),
+        ("train", 40.0, training),
+        ("launch_cost", 10.0, launch_cost),
+        ("cublas_table", 70.0, cublas_table),
+        ("matmul_table", 90.0, matmul_table),
+    ]
+
+
+def write_ledger(out: Path, kernels: Kernels, where: Mapping[str, Any]) -> Part:
+    """The part that writes the committed ledger and the kernels that passed to ``out``."""
+
+    def part(clock: Clock) -> Iterator[dict[str, Any]]:
+        entries = kernels.entries(where)
+        ledger.append([*ledger.load(), *entries], out)
+        failed = sorted({name for name, _, good in kernels.seen.values() if not good})
+        yield {"passed": len(entries), "seen": len(kernels.seen), "failed_families": failed}
+
+    return part
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.prove", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="directory for prove.jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="directory for rows, golden bits and ledger")
     parser.add_argument("--budget", type=float, default=560.0, help="seconds in all")
     options = parser.parse_args(arguments)
     if not job.gpu_usable():
         print("bench.prove needs a GPU with a working driver and CuPy; nothing was measured")
         return 3
     options.out.mkdir(parents=True, exist_ok=True)
-    good = run_parts(PARTS, options.out / "prove.jsonl", options.budget, provenance(), print)
+    where, kernels, rows = provenance(), Kernels(), options.out / "prove.jsonl"
+    todo = {name: (seconds, part) for name, seconds, part in parts(options.out, kernels, where)}
+    good = run_parts(todo, rows, options.budget, where, print)
+    # Whatever the budget was spent on, what passed is kept.
+    last: dict[str, tuple[float, Part]] = {"ledger": (30.0, write_ledger(options.out / "ledger.json", kernels, where))}
+    good = run_parts(last, rows, 30.0, where, print) and good
     return 0 if good else 1
 
 

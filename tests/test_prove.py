@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from bench import prove
+import gpulinear as gl
+from bench import golden, prove, prove_kernels
 from bench.budget import Clock, run_parts
+from bench.prove_kernels import Case, Kernels
+from gpulinear import ledger
+from gpulinear.plan import Options
 
 
 class FakeTime:
@@ -69,3 +76,138 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert prove.main(["--out", str(tmp_path / "out")]) == 3
     assert "nothing was measured" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+WHERE = {
+    "gpu": "Fake H200", "driver_cuda": 13020, "nvrtc": "13.5", "commit": "0123abc", "time": "2026-01-02T03:04:05+00:00"
+}  # fmt: skip
+NAMES = [
+    "golden_bits", "correctness", "emulator", "check", "train", "launch_cost", "cublas_table", "matmul_table"
+]  # fmt: skip
+
+
+@pytest.fixture
+def host_as_device(monkeypatch: pytest.MonkeyPatch, compiled: None) -> Iterator[None]:
+    """The emulator stands in for the device: "CuPy" arrays are NumPy's."""
+    fake = types.ModuleType("cupy")
+    fake.__dict__.update({name: value for name, value in vars(np).items() if name[0] != "_" and name != "ndarray"})
+    fake.__dict__["ndarray"] = type(None)  # no array is on the device, or the launch would look for one
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    monkeypatch.setattr(prove_kernels.device, "live_spec", lambda _: types.SimpleNamespace(arch="sm_90a"))
+    monkeypatch.setattr(prove_kernels.check, "DTYPES", ("float32",))
+    with gl.host_backend("emulator", arch="sm_90a"):
+        yield
+
+
+def test_the_parts_and_their_order(tmp_path: Path) -> None:
+    assert [name for name, _, _ in prove.parts(tmp_path, Kernels(), WHERE)] == NAMES
+    assert sum(seconds for _, seconds, _ in prove.parts(tmp_path, Kernels(), WHERE)) <= 560
+
+
+def test_every_family_and_layout_is_held_against_float64(host_as_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prove_kernels, "Case", lambda op, view: Case(op, view, (5, 6, 7)))
+    monkeypatch.setattr(prove_kernels, "SHAPES", ((3, 5, 4),))
+    kernels = Kernels()
+    rows = list(kernels.correctness(Clock(100)))
+    assert {row["status"] for row in rows} == {"ok"}
+    assert {row["view"] for row in rows if "view" in row} == set(gl.testing.VIEWS)
+    assert {family for family, _, _ in kernels.seen.values()} >= {"gemm_simt", "column_sum", "act_grad", "strided_copy"}
+
+
+def few(dtype: str) -> list[Case]:
+    small = Options(tile="32x32x16/4x4", splits=1)
+    return [
+        Case("linear", "misaligned", (5, 6, 7), None, small),
+        Case("linear_backward", "contiguous", (5, 6, 7), "silu", small),
+    ]
+
+
+def test_the_emulator_is_held_against_the_device(host_as_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prove_kernels, "emulator_cases", few)
+    kernels = Kernels()
+    rows = list(kernels.emulator(Clock(100)))
+    assert [(row["status"], row["same_bits"], row["same_kernels"]) for row in rows] == [("ok", True, True)] * 2
+    (first, *_), results = rows, prove_kernels._results
+
+    def flipped(case: Case, arguments: Any) -> Any:
+        found = results(case, arguments)
+        if gl.gemm.current_host_backend().arch == "sm_90a" and next(count) == 0:
+            found[0].view(np.uint32)[0, 0] ^= 1
+        return found
+
+    count = iter(range(100))
+    monkeypatch.setattr(prove_kernels, "_results", flipped)
+    wrong = list(kernels.emulator(Clock(100)))
+    assert [row["status"] for row in wrong] == ["WRONG", "ok"] and first["op"] == wrong[0]["op"] == "linear"
+    assert not all(good for _, _, good in kernels.seen.values())
+
+
+def test_the_emulators_cases_reach_every_tile_and_split_k() -> None:
+    for dtype in ("float32", "bfloat16", "float64"):
+        cases = prove_kernels.emulator_cases(dtype)
+        tiles = {case.options.tile for case in cases}
+        assert len(tiles) == len(prove_kernels.SIMT_TILES["float64" if dtype == "float64" else "float32"])
+        assert any(case.options.splits == 2 for case in cases)
+        assert {case.op for case in cases} == {"linear", "dgrad", "wgrad", "bgrad", "linear_backward"}
+
+
+class Everything:
+    """main with fake parts on a fake GPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, status: str) -> None:
+        self.kernels: Kernels | None = None
+        monkeypatch.setattr(prove.job, "gpu_usable", lambda: True)
+        monkeypatch.setattr(prove, "provenance", lambda: dict(WHERE))
+
+        def one(clock: Clock) -> Iterator[dict[str, Any]]:
+            assert self.kernels is not None
+            self.kernels.seen = {"a" * 64: ("gemm_simt", "sm_90a", True), "b" * 64: ("act_grad", "sm_90a", False)}
+            yield {"status": status}
+
+        def parts(out: Path, kernels: Kernels, where: Any) -> list[tuple[str, float, Any]]:
+            self.kernels = kernels
+            return [("one", 10.0, one)]
+
+        monkeypatch.setattr(prove, "parts", parts)
+
+
+@pytest.mark.parametrize(("status", "code"), [("ok", 0), ("WRONG", 1)])
+def test_what_passed_goes_to_the_ledger(
+    status: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Everything(monkeypatch, status)
+    assert prove.main(["--out", str(tmp_path)]) == code
+    new = [e for e in ledger.read(tmp_path / "ledger.json") if e not in ledger.load()]
+    assert new == [ledger.Entry("gemm_simt", "a" * 64, "sm_90a", "Fake H200", "13.2", "13.5", "2026-01-02", "0123abc")]
+    assert rows_of(tmp_path / "prove.jsonl")[-1]["failed_families"] == ["act_grad"]
+
+
+def test_a_spent_budget_still_writes_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Everything(monkeypatch, "ok")
+    assert prove.main(["--out", str(tmp_path), "--budget", "0"]) == 0
+    rows = rows_of(tmp_path / "prove.jsonl")
+    assert [(row["part"], row.get("status")) for row in rows] == [("one", "skipped"), ("ledger", None)]
+    assert ledger.read(tmp_path / "ledger.json") == ledger.load()
+
+
+def test_golden_bits_that_differ_fail_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verdicts = [golden.Verdict("mma.m8n8k4.f64", "sm_90a", outcome) for outcome in ("confirmed", "MISMATCH")]
+    monkeypatch.setattr(prove.device, "live_spec", lambda _: types.SimpleNamespace(arch="sm_90a"))
+    monkeypatch.setattr(prove.golden, "write", lambda *_: iter(verdicts))
+    rows = list(prove.golden_bits(tmp_path, WHERE)(Clock(10)))
+    assert [row["status"] for row in rows] == ["ok", "MISMATCH"]
+
+
+def test_a_baseline_that_cannot_run_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise TypeError("no bfloat16 here")
+
+    monkeypatch.setitem(sys.modules, "cupy", types.ModuleType("cupy"))
+    monkeypatch.setattr(prove, "_rotating", refuse)
+    monkeypatch.setattr(prove, "_set_tf32", lambda: lambda: None)
+    rows = list(prove.cublas_table(Clock(100)))
+    assert {(row["math"], row["available"]) for row in rows} == {
+        (math, False) for math in ("tf32", "bfloat16", "float16", "float32", "float64")
+    }
+    with pytest.raises(TypeError):
+        list(prove.matmul_table(Clock(100)))

@@ -21,6 +21,7 @@ ALLOWED = {
     "params": set(),
     "reference": set(),
     "cache": set(),
+    "ledger": {"cache", "errors"},
     "views": {"errors", "problem"},
     "device": {"errors", "compile"},
     "config": {"device", "problem"},

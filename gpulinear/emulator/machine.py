@@ -92,6 +92,8 @@ class Cta(Stateful):
         self.live[threads] = False
         self.cluster.clocks.exit(threads + self.first_agent)
         if not self.live.any():
+            if len(self.cluster.ctas) > 1:
+                self.races.end()
             for callback in self._exit_callbacks:
                 callback(self)
 

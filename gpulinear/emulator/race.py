@@ -139,6 +139,23 @@ class SharedRaces:
     async_write = partialmethod(_asynchronous, WRITE)
     async_atomic = partialmethod(_asynchronous, ATOMIC)  # complete_tx on an mbarrier, cp.reduce.async
 
+    def end(self) -> None:
+        """All threads of the CTA have exited: accesses of other CTAs must be ordered before that, in any schedule."""
+        clocks = self.clocks
+        own = np.arange(clocks.threads) + self.rank * clocks.threads
+        for access in self._settled + self._log:
+            if not access.remote:
+                continue
+            known = clocks.knows(own[:, None], np.atleast_1d(access.columns), np.atleast_1d(access.values))
+            if not known.any(axis=0).all():
+                self.report.add(
+                    "shared memory of an exited CTA",
+                    "another CTA of the cluster accesses this CTA's shared memory, and nothing orders that before its exit",
+                    "let all CTAs of the cluster wait (barrier.cluster) before one of them exits",
+                    access.instruction,
+                    self.cta,
+                )
+
     # The log
 
     def _note(self, access: Access, proxy: int = GENERIC) -> None:

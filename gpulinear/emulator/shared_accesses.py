@@ -87,6 +87,15 @@ def _admit(
                 where += ", which only .shared::cluster accesses reach"
             faults.out_of_bounds(lanes, verb, address, ranks == rank, nbytes, where)
             continue
+        if owner is not lanes.cta and not owner.live.any():
+            lanes.report(
+                "shared memory of an exited CTA",
+                f"{verb} shared memory of CTA {owner.index}, which has exited",
+                "let all CTAs of the cluster wait (barrier.cluster) before one of them exits",
+                which=ranks == rank,
+                address=int(address[which][0]),
+            )
+            continue
         inside = owner.shared.inside(offsets, nbytes)
         if not inside.all():
             outside = np.zeros(len(address), bool)

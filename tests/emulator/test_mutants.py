@@ -148,6 +148,7 @@ CLUSTER = [
     change("barriers not known to the cluster", "cluster_sync();  // the barriers", "__syncthreads();  // the barriers"),
     change("sums are read at once", "cluster_sync();  // the sums", "__syncthreads();  // the sums"),
     change("no cluster barrier before the exit", "cluster_sync();  // a CTA's", "//"),
+    ("one CTA exits while the other reads", [("cluster_sync();  // a CTA's", "//"), ("lane / 16 == rank", "rank == 0")], {}),
     change("cluster barrier is not waited for", "barrier.cluster.wait.acquire.aligned;"),
     change("cluster barrier without release", "barrier.cluster.arrive.release.aligned", "barrier.cluster.arrive.relaxed.aligned"),
     change("releases only its own slots", "if (lane < 2) arrive_at(empty + 8 * slot, lane)",

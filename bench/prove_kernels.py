@@ -1,0 +1,237 @@
+"""The kernels on the device against float64, against themselves in other tiles, and against the emulator."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+import gpulinear as gl
+from gpulinear import check, device, gemm, ledger, testing
+from gpulinear.config import SEGMENT, SIMT_TILES
+from gpulinear.launch import compile_plan
+from gpulinear.plan import Options, Plan
+from gpulinear.problem import accumulator_dtype
+from gpulinear.views import numpy_dtype
+
+from .budget import Clock
+
+Array = np.ndarray[Any, Any]
+
+# (tokens, out, in): tile edges, ragged sizes, and K of several segments for the running total and for split-K.
+SHAPES = ((1, 1, 1), (129, 127, 65), (300, 257, 2 * SEGMENT["gemm_simt"] + 13))
+LAYER_SHAPE = (65, 66, 67)
+
+
+class Case(NamedTuple):
+    """One call on small integers, of which the emulator and float64 give the same bits unless the activation is inexact."""
+
+    op: str
+    view: str = "contiguous"
+    shape: tuple[int, int, int] = LAYER_SHAPE
+    activation: str | None = "relu"
+    options: Options = Options()
+
+
+def _operands(shape: tuple[int, int, int], dtype: str, exact: bool) -> dict[str, Array]:
+    tokens, out, inner = shape
+    make = testing.integers if exact else testing.normal
+    name = numpy_dtype(dtype)
+    return {
+        "x": make((tokens, inner), name, 0),
+        "weight": make((out, inner), name, 1),
+        "dy": make((tokens, out), name, 2),
+    }
+
+
+def _call(op: str, arrays: dict[str, Any]) -> Any:
+    if op == "linear":
+        return gl.linear(arrays["x"], arrays["weight"])
+    if op == "dgrad":
+        return gl.dgrad(arrays["dy"], arrays["weight"])
+    return gl.wgrad(arrays["dy"], arrays["x"])
+
+
+def factors(op: str, arrays: dict[str, Any]) -> tuple[Any, Any]:
+    """The matrices whose product an op is."""
+    return {
+        "linear": (arrays["x"], arrays["weight"].T),
+        "dgrad": (arrays["dy"], arrays["weight"]),
+        "wgrad": (arrays["dy"].T, arrays["x"]),
+    }[op]
+
+
+def _case_operands(case: Case, dtype: str) -> dict[str, Array]:
+    host = _operands(case.shape, dtype, case.activation != "silu")
+    tokens, out, _ = case.shape
+    host["preact"] = testing.normal((tokens, out), numpy_dtype(dtype), 3)  # never 0, where relu has a corner
+    host["bias"] = testing.integers((out,), numpy_dtype(dtype), 4)
+    return host
+
+
+def _arguments(case: Case, host: Mapping[str, Array], xp: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call's arguments where ``xp`` keeps its arrays; matrices in the case's layout."""
+    at = {n: testing.VIEWS[case.view](xp.asarray(a), xp) if a.ndim == 2 else xp.asarray(a) for n, a in host.items()}
+    names = {
+        "linear": ("x", "weight", "bias"),
+        "dgrad": ("dy", "weight"),
+        "wgrad": ("dy", "x"),
+        "bgrad": ("dy",),
+        "linear_backward": ("dy", "x", "weight"),
+    }[case.op]
+    options: dict[str, Any] = {"activation": case.activation} if case.op.startswith("linear") else {}
+    if case.op == "linear_backward":
+        options["preact"] = at["preact"]
+    return tuple(at[name] for name in names), options
+
+
+def _results(case: Case, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Array]:
+    """What the call gives, in host memory."""
+    given = getattr(gl, case.op)(*arguments[0], **arguments[1])
+    given = [given.dx, given.dw, given.db] if case.op == "linear_backward" else [given]
+    return [array.get() if hasattr(array, "get") else array for array in given]
+
+
+def _exact(case: Case, host: Mapping[str, Array]) -> list[Array]:
+    """What a call with relu gives, in float64: exact for small integers."""
+    x, weight, dy, preact, bias = (host[n].astype(np.float64) for n in ("x", "weight", "dy", "preact", "bias"))
+    dz = np.where(preact > 0, dy, 0.0)
+    if case.op == "linear":
+        return [np.maximum(x @ weight.T + bias, 0.0)]
+    if case.op == "dgrad":
+        return [dy @ weight]
+    if case.op == "wgrad":
+        return [dy.T @ x]
+    if case.op == "bgrad":
+        return [dy.sum(axis=0)]
+    return [dz @ weight, dz.T @ x, dz.sum(axis=0)]
+
+
+class Kernels:
+    """Which compiled kernels have run, and whether all that they gave was right."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, tuple[str, str, bool]] = {}
+
+    def note(self, plan: Plan, good: bool) -> list[str]:
+        """Take in the outcome of a call; returns the hashes of its kernels."""
+        hashes = []
+        for step, artifact in zip(plan.steps, compile_plan(plan), strict=True):
+            hashes.append(ledger.digest(artifact.ptx))
+            before = self.seen.get(hashes[-1], ("", "", True))[2]
+            self.seen[hashes[-1]] = (step.family, plan.arch, before and good)
+        return hashes
+
+    def correctness(self, clock: Clock) -> Iterator[dict[str, Any]]:
+        """Every layout through every family, exact; then every legal tile and several splits, all ops and dtypes."""
+        import cupy
+
+        ops = ("linear", "linear_backward", "bgrad", "dgrad", "wgrad")
+        for dtype, op, view in itertools.product(check.DTYPES, ops, testing.VIEWS):
+            case = Case(op, view)
+            host = _case_operands(case, dtype)
+            arguments = _arguments(case, host, cupy)
+            plan = gl.explain(op, *arguments[0], **arguments[1])
+            right = all(
+                g.tobytes() == w.astype(g.dtype).tobytes()
+                for g, w in zip(_results(case, arguments), _exact(case, host), strict=True)
+            )
+            self.note(plan, right)
+            yield {"op": op, "dtype": dtype, "view": view, "status": "ok" if right else "WRONG"}
+        yield from self._tiles()
+
+    def _tiles(self) -> Iterator[dict[str, Any]]:
+        import cupy
+
+        for dtype, shape, op in itertools.product(check.DTYPES, SHAPES, ("linear", "dgrad", "wgrad")):
+            for exact in (True, False):
+                host = _operands(shape, dtype, exact)
+                on = {name: cupy.asarray(array) for name, array in host.items()}
+                a, b = factors(op, host)
+                want = a.astype(np.float64) @ b.astype(np.float64)
+                fma = testing.fma(dtype, SEGMENT["gemm_simt"])
+                bound = testing.gemm_bound(a, b, fma, out_dtype=numpy_dtype(dtype))
+                names = {"linear": ("x", "weight"), "dgrad": ("dy", "weight"), "wgrad": ("dy", "x")}[op]
+                first: bytes | None = None
+                for choice in gl.explain(op, *(on[n] for n in names)).choices:
+                    if choice.refused is not None:
+                        continue
+                    for splits in (1, 2, 3):
+                        with gemm.planning(Options(tile=choice.config.tile, splits=splits)):
+                            plan = gl.explain(op, *(on[n] for n in names))
+                            got = _call(op, on).get()
+                        first = got.tobytes() if first is None else first
+                        ratio = testing.error_ratio(got, want, bound)
+                        same = got.tobytes() == first
+                        right = ratio <= 1.0 and same and (not exact or bool((got == want.astype(got.dtype)).all()))
+                        self.note(plan, right)
+                        yield {
+                            "op": op, "dtype": dtype, "shape": shape, "exact": exact, "tile": choice.config.tile,
+                            "splits": splits, "error_ratio": ratio, "same_bits": same,
+                            "status": "ok" if right else "WRONG",
+                        }  # fmt: skip
+
+    def emulator(self, clock: Clock) -> Iterator[dict[str, Any]]:
+        """The same compiled kernels on the same operands on the device and in the emulator: the same bits.
+
+        Only silu, whose exponential is approximate in hardware, may differ in the last bits.
+        """
+        import cupy
+
+        arch = device.live_spec(0).arch
+        for dtype in check.DTYPES:
+            for case in emulator_cases(dtype):
+                host = _case_operands(case, dtype)
+                hashes, results = [], []
+                places: list[tuple[Any, AbstractContextManager[None]]] = [
+                    (cupy, nullcontext()),
+                    (np, gl.host_backend("emulator", arch)),
+                ]
+                for xp, where in places:
+                    with where, gemm.planning(case.options):
+                        arguments = _arguments(case, host, xp)
+                        plan = gl.explain(case.op, *arguments[0], **arguments[1])
+                        results.append(_results(case, arguments))
+                        hashes.append([ledger.digest(artifact.ptx) for artifact in compile_plan(plan)])
+                same = all(g.tobytes() == w.tobytes() for g, w in zip(*results, strict=True))
+                right = hashes[0] == hashes[1] and (same or (case.activation == "silu" and _close(*results)))
+                self.note(plan, right)
+                yield {
+                    "op": case.op, "dtype": dtype, "view": case.view, "shape": case.shape, "tile": case.options.tile,
+                    "splits": case.options.splits, "activation": case.activation, "same_bits": same,
+                    "same_kernels": hashes[0] == hashes[1], "status": "ok" if right else "WRONG",
+                }  # fmt: skip
+
+    def entries(self, where: Mapping[str, Any]) -> list[ledger.Entry]:
+        """Ledger entries of the kernels that passed."""
+        driver = f"{where['driver_cuda'] // 1000}.{where['driver_cuda'] % 1000 // 10}"
+        rest = (where["gpu"], driver, where["nvrtc"], where["time"][:10], where["commit"])
+        return [ledger.Entry(name, sha, arch, *rest) for sha, (name, arch, good) in self.seen.items() if good]
+
+
+def _close(got: list[Array], want: list[Array]) -> bool:
+    """Equal but for a few units in the last place of the largest element."""
+    for g, w in zip(got, want, strict=True):
+        wide = w.astype(np.float64)
+        unit = float(ml_dtypes.finfo(w.dtype).eps) * np.abs(wide).max()  # type: ignore[no-untyped-call]
+        if not np.abs(g.astype(np.float64) - wide).max() <= 8 * unit:  # NaN is not close
+            return False
+    return True
+
+
+def emulator_cases(dtype: str) -> list[Case]:
+    """Every family and layout on shapes that the emulator runs in a second, then every tile."""
+    tiles = [
+        f"{t.block_m}x{t.block_n}x{t.block_k}/{t.thread_m}x{t.thread_n}" for t in SIMT_TILES[accumulator_dtype(dtype)]
+    ]
+    one, two = Options(tile=tiles[-1], splits=1), Options(tile=tiles[-1], splits=2)
+    small, long = (33, 31, 17), (3, 4, 2 * SEGMENT["gemm_simt"] + 5)
+    cases = [Case(op, "contiguous", small, options=one) for op in ("linear", "dgrad", "wgrad", "bgrad")]
+    cases += [Case("linear_backward", view, small, options=one) for view in ("transposed", "columns_stepped")]
+    cases += [Case("linear_backward", "contiguous", small, "silu", one), Case("linear", "misaligned", small, None, one)]
+    cases += [Case("linear", "contiguous", long, options=two)]
+    return cases + [Case("linear", "contiguous", (35, 36, 72), options=Options(tile=tile, splits=1)) for tile in tiles]
