@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -93,7 +93,12 @@ def _results(case: Case, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> l
     """What the call gives, in host memory."""
     given = getattr(gl, case.op)(*arguments[0], **arguments[1])
     given = [given.dx, given.dw, given.db] if case.op == "linear_backward" else [given]
-    return [array.get() if hasattr(array, "get") else array for array in given]
+    return [_on_host(array) for array in given]
+
+
+def _on_host(array: Any) -> Array:
+    host: Array = array.get() if hasattr(array, "get") else array
+    return host
 
 
 def _exact(case: Case, host: Mapping[str, Array]) -> list[Array]:
@@ -117,14 +122,20 @@ class Kernels:
     def __init__(self) -> None:
         self.seen: dict[str, tuple[str, str, bool]] = {}
 
-    def note(self, plan: Plan, good: bool) -> list[str]:
-        """Take in the outcome of a call; returns the hashes of its kernels."""
-        hashes = []
+    def note(self, plan: Plan, good: bool) -> None:
+        """Take in the outcome of a call."""
         for step, artifact in zip(plan.steps, compile_plan(plan), strict=True):
-            hashes.append(ledger.digest(artifact.ptx))
-            before = self.seen.get(hashes[-1], ("", "", True))[2]
-            self.seen[hashes[-1]] = (step.family, plan.arch, before and good)
-        return hashes
+            sha = ledger.digest(artifact.ptx)
+            before = self.seen.get(sha, ("", "", True))[2]
+            self.seen[sha] = (step.family, plan.arch, before and good)
+
+    def _run(self, plan: Plan, call: Callable[[], Any]) -> Any:
+        """A call whose kernels have not passed if it raises."""
+        try:
+            return call()
+        except Exception:
+            self.note(plan, False)
+            raise
 
     def correctness(self, clock: Clock) -> Iterator[dict[str, Any]]:
         """Every layout through every family, exact; then every legal tile and several splits, all ops and dtypes."""
@@ -133,16 +144,21 @@ class Kernels:
         ops = ("linear", "linear_backward", "bgrad", "dgrad", "wgrad")
         for dtype, op, view in itertools.product(check.DTYPES, ops, testing.VIEWS):
             case = Case(op, view)
-            host = _case_operands(case, dtype)
-            arguments = _arguments(case, host, cupy)
-            plan = gl.explain(op, *arguments[0], **arguments[1])
-            right = all(
-                g.tobytes() == w.astype(g.dtype).tobytes()
-                for g, w in zip(_results(case, arguments), _exact(case, host), strict=True)
-            )
-            self.note(plan, right)
-            yield {"op": op, "dtype": dtype, "view": view, "status": "ok" if right else "WRONG"}
+            row = {"op": op, "dtype": dtype, "view": view}
+            try:
+                yield {**row, "status": "ok" if self._layout(case, dtype, cupy) else "WRONG"}
+            except Exception as error:  # one call that cannot run must not cost the others
+                yield {**row, "status": "error", "error": repr(error)}
         yield from self._tiles()
+
+    def _layout(self, case: Case, dtype: str, cupy: Any) -> bool:
+        host = _case_operands(case, dtype)
+        arguments = _arguments(case, host, cupy)
+        plan = gl.explain(case.op, *arguments[0], **arguments[1])
+        pairs = zip(self._run(plan, lambda: _results(case, arguments)), _exact(case, host), strict=True)
+        right = all(bool((g == w.astype(g.dtype)).all()) for g, w in pairs)
+        self.note(plan, right)
+        return right
 
     def _tiles(self) -> Iterator[dict[str, Any]]:
         import cupy
@@ -163,7 +179,7 @@ class Kernels:
                     for splits in (1, 2, 3):
                         with gemm.planning(Options(tile=choice.config.tile, splits=splits)):
                             plan = gl.explain(op, *(on[n] for n in names))
-                            got = _call(op, on).get()
+                            got = self._run(plan, lambda: _on_host(_call(op, on)))  # noqa: B023
                         first = got.tobytes() if first is None else first
                         ratio = testing.error_ratio(got, want, bound)
                         same = got.tobytes() == first
@@ -185,26 +201,32 @@ class Kernels:
         arch = device.live_spec(0).arch
         for dtype in check.DTYPES:
             for case in emulator_cases(dtype):
-                host = _case_operands(case, dtype)
-                hashes, results = [], []
-                places: list[tuple[Any, AbstractContextManager[None]]] = [
-                    (cupy, nullcontext()),
-                    (np, gl.host_backend("emulator", arch)),
-                ]
-                for xp, where in places:
-                    with where, gemm.planning(case.options):
-                        arguments = _arguments(case, host, xp)
-                        plan = gl.explain(case.op, *arguments[0], **arguments[1])
-                        results.append(_results(case, arguments))
-                        hashes.append([ledger.digest(artifact.ptx) for artifact in compile_plan(plan)])
-                same = all(g.tobytes() == w.tobytes() for g, w in zip(*results, strict=True))
-                right = hashes[0] == hashes[1] and (same or (case.activation == "silu" and _close(*results)))
-                self.note(plan, right)
-                yield {
+                row = {
                     "op": case.op, "dtype": dtype, "view": case.view, "shape": case.shape, "tile": case.options.tile,
-                    "splits": case.options.splits, "activation": case.activation, "same_bits": same,
-                    "same_kernels": hashes[0] == hashes[1], "status": "ok" if right else "WRONG",
+                    "splits": case.options.splits, "activation": case.activation,
                 }  # fmt: skip
+                try:
+                    yield {**row, **self._both(case, dtype, arch, cupy)}
+                except Exception as error:  # one call that cannot run must not cost the others
+                    yield {**row, "status": "error", "error": repr(error)}
+
+    def _both(self, case: Case, dtype: str, arch: str, cupy: Any) -> dict[str, Any]:
+        host = _case_operands(case, dtype)
+        plans, results = [], []
+        places: list[tuple[Any, AbstractContextManager[None]]] = [
+            (cupy, nullcontext()),
+            (np, gl.host_backend("emulator", arch)),
+        ]
+        for xp, where in places:
+            with where, gemm.planning(case.options):
+                arguments = _arguments(case, host, xp)
+                plans.append(gl.explain(case.op, *arguments[0], **arguments[1]))
+                results.append(self._run(plans[0], lambda: _results(case, arguments)))  # noqa: B023 - called at once
+        hashes = [[ledger.digest(artifact.ptx) for artifact in compile_plan(plan)] for plan in plans]
+        same = all(g.tobytes() == w.tobytes() for g, w in zip(*results, strict=True))
+        right = hashes[0] == hashes[1] and (same or (case.activation == "silu" and _close(*results)))
+        self.note(plans[0], right)
+        return {"same_bits": same, "same_kernels": hashes[0] == hashes[1], "status": "ok" if right else "WRONG"}
 
     def entries(self, where: Mapping[str, Any]) -> list[ledger.Entry]:
         """Ledger entries of the kernels that passed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import types
@@ -105,13 +106,29 @@ def test_the_parts_and_their_order(tmp_path: Path) -> None:
 
 
 def test_every_family_and_layout_is_held_against_float64(host_as_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    views = {name: gl.testing.VIEWS[name] for name in ("contiguous", "columns_stepped")}
+    monkeypatch.setattr(prove_kernels.testing, "VIEWS", views)
     monkeypatch.setattr(prove_kernels, "Case", lambda op, view: Case(op, view, (5, 6, 7)))
-    monkeypatch.setattr(prove_kernels, "SHAPES", ((3, 5, 4),))
+    monkeypatch.setattr(prove_kernels, "SHAPES", ())
     kernels = Kernels()
     rows = list(kernels.correctness(Clock(100)))
-    assert {row["status"] for row in rows} == {"ok"}
-    assert {row["view"] for row in rows if "view" in row} == set(gl.testing.VIEWS)
-    assert {family for family, _, _ in kernels.seen.values()} >= {"gemm_simt", "column_sum", "act_grad", "strided_copy"}
+    assert {row["status"] for row in rows} == {"ok"} and {row["view"] for row in rows} == set(views)
+    families = {family for family, _, _ in kernels.seen.values()}
+    assert families >= {"gemm_simt", "column_sum", "act_grad", "strided_copy"}
+    assert all(good for _, _, good in kernels.seen.values())
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("illegal memory access")
+
+    monkeypatch.setattr(prove_kernels, "_results", broken)
+    assert {row["status"] for row in kernels.correctness(Clock(100))} == {"error"}
+    assert not any(good for _, _, good in kernels.seen.values())
+
+
+def test_tiles_are_held_against_each_other(host_as_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prove_kernels, "SHAPES", ((3, 5, 4),))
+    rows = list(itertools.islice(Kernels()._tiles(), 3))
+    assert [row["status"] for row in rows] == ["ok"] * 3 and [row["splits"] for row in rows] == [1, 2, 3]
 
 
 def few(dtype: str) -> list[Case]:

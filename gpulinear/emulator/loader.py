@@ -13,10 +13,10 @@ from gpulinear.emulator.errors import LaunchError
 from gpulinear.emulator.execute import BlockingStep, Fetch, Selection, Step, build_end, build_step
 from gpulinear.emulator.ir import Instruction, Module, Variable
 from gpulinear.emulator.parser import parse
+from gpulinear.emulator.private_memory import layout_local
 from gpulinear.emulator.program import Block, Bound, Key, Program, Terminator, bind
 from gpulinear.emulator.register_checks import checked
 from gpulinear.emulator.schedule import Group, Layout, schedule
-from gpulinear.emulator.private_memory import layout_local
 from gpulinear.emulator.shared_memory import layout_shared
 from gpulinear.emulator.special import SPECIALS
 

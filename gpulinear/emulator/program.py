@@ -229,7 +229,7 @@ class _Binder:
             out.sources.append(self.source(operand, ptx_type, where))
 
     def bind(self, instruction: Instruction) -> Bound:
-        rule, form = resolve(instruction)
+        rule, form = resolve(instruction, self.registers)
         out = _Operands()
         for position, slots in enumerate(rule.operands):
             given = instruction.operands[position] if position < len(instruction.operands) else None

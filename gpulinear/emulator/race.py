@@ -140,11 +140,14 @@ class SharedRaces:
     async_atomic = partialmethod(_asynchronous, ATOMIC)  # complete_tx on an mbarrier, cp.reduce.async
 
     def end(self) -> None:
-        """All threads of the CTA have exited: accesses of other CTAs must be ordered before that, in any schedule."""
+        """All threads of the CTA have exited: accesses of other CTAs must be ordered before that, in any schedule.
+
+        Not so what is atomic: an arrive on an mbarrier of this CTA is what orders the two.
+        """
         clocks = self.clocks
         own = np.arange(clocks.threads) + self.rank * clocks.threads
         for access in self._settled + self._log:
-            if not access.remote:
+            if not access.remote or access.kind == ATOMIC:
                 continue
             known = clocks.knows(own[:, None], np.atleast_1d(access.columns), np.atleast_1d(access.values))
             if not known.any(axis=0).all():

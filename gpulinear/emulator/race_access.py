@@ -63,7 +63,8 @@ class Access:
             start = int(self.offsets[0])
             return slice(start >> 4, (start + self.nbytes + GRANULE - 1) >> 4)
         last = (self.offsets + (self.nbytes - 1)) >> 4
-        return np.minimum((self.offsets >> 4)[:, None] + np.arange((self.nbytes + 30) >> 4), last[:, None]).ravel()
+        spans = np.minimum((self.offsets >> 4)[:, None] + np.arange((self.nbytes + 30) >> 4), last[:, None])
+        return np.asarray(spans.ravel())
 
     def units(self, size: int) -> Array:
         """The numbers of all units of ``size`` bytes, row by row."""

@@ -58,7 +58,7 @@ from importlib import import_module
 from typing import Any
 
 from gpulinear.emulator.errors import NotModelledError
-from gpulinear.emulator.ir import WIDTHS, Addr, Imm, Instruction, Operand, Pair, Vec
+from gpulinear.emulator.ir import WIDTHS, Addr, Imm, Instruction, Operand, Pair, Reg, Vec
 
 Form = dict[str, str]
 Semantics = Callable[..., Any]
@@ -217,8 +217,21 @@ def fits(rule: Rule, operands: tuple[Operand, ...]) -> bool:
     return all(all(slot.optional for slot in slots) for slots in rule.operands[len(operands) :])
 
 
-def resolve(instruction: Instruction) -> tuple[Rule, Form]:
+def _predicates_fit(rule: Rule, form: Form, operands: tuple[Operand, ...], registers: dict[str, str]) -> bool:
+    """Whether predicate registers stand where the row takes predicates, and nowhere else."""
+    return not any(
+        isinstance(operand, Reg)
+        and slots[0].kind == "value"
+        and operand.name in registers
+        and (registers[operand.name] == "pred") != (type_of(slots[0], form) == "pred")
+        for slots, operand in zip(rule.operands, operands, strict=False)
+    )
+
+
+def resolve(instruction: Instruction, registers: dict[str, str] | None = None) -> tuple[Rule, Form]:
     """The table's row for an instruction and what its pattern captured.
+
+    ``registers`` are the declared types; with them, rows that differ only in predicate operands are told apart.
 
     Raises:
         NotModelledError: no row fits; with the line, and the known patterns of the same opcode.
@@ -228,7 +241,9 @@ def resolve(instruction: Instruction) -> tuple[Rule, Form]:
     for rule in rules:
         match = rule.regex.fullmatch(instruction.name)
         if match and fits(rule, instruction.operands):
-            return rule, {key: value or "" for key, value in match.groupdict().items()}
+            form = {key: value or "" for key, value in match.groupdict().items()}
+            if _predicates_fit(rule, form, instruction.operands, registers or {}):
+                return rule, form
     known = "; ".join(rule.pattern for rule in rules) or "none of this opcode"
     raise NotModelledError(
         f"instruction {instruction.name} is not modelled. At {instruction.where()}. "
