@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 from typing import Any
 
-from . import __version__
+from . import __version__, ledger
 from .cache import cache_dir
 from .device import why_no_gpu
 from .errors import GpuLinearError
@@ -63,6 +63,14 @@ def _host_backend() -> str:
         return str(error)
 
 
+def _ledger() -> str:
+    entries = ledger.load()
+    if not entries:
+        return "none: emulated only; docs/gpu-todo.md lists what to run first"
+    gpus = ", ".join(sorted({entry.gpu for entry in entries}))
+    return f"{len(entries)} on {gpus}; all others emulated only"
+
+
 def collect() -> dict[str, Any]:
     """Everything ``gpulinear info`` prints, as plain values."""
     nvrtc, no_nvrtc = _nvrtc()
@@ -80,5 +88,5 @@ def collect() -> dict[str, Any]:
         "host backend": _host_backend(),
         "kernels on a GPU": no_device or no_nvrtc or "usable",
         "kernels compiled": no_nvrtc or "usable",
-        "kernels proven on hardware": "none yet; docs/gpu-todo.md lists what to run first",
+        "kernels proven on hardware": _ledger(),
     }

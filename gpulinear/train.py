@@ -245,7 +245,9 @@ def _writing(option: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ArgumentError(f"{option} must name a file that can be written, got {path} ({error.strerror or error})") from error
+        raise ArgumentError(
+            f"{option} must name a file that can be written, got {path} ({error.strerror or error})"
+        ) from error
 
 
 def save_weights(result: Result, path: Path) -> None:

@@ -135,7 +135,7 @@ def test_missing_rates_are_a_presets_and_say_so(fake_cupy: FakeCupy, name: str, 
 
 
 @pytest.mark.parametrize(
-    ("capability", "stand_in"), [((11, 0), "B200"), ((12, 1), "GeForce RTX 5090"), ((8, 7), "GeForce RTX 3090")]
+    ("capability", "stand_in"), [((10, 3), "B200"), ((12, 1), "GeForce RTX 5090"), ((8, 7), "GeForce RTX 3090")]
 )
 def test_the_stand_in_is_the_nearest_preset(fake_cupy: FakeCupy, capability: tuple[int, int], stand_in: str) -> None:
     fake_cupy.props.update(major=capability[0], minor=capability[1])

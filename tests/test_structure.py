@@ -41,7 +41,7 @@ ALLOWED = {
     "testing": {"reference", "testing"},
     "check": {"backends", "gemm", "linear", "testing", "config", "views"},
     "train": {"device", "gemm", "launch", "layer", "errors", "views"},
-    "info": {"", "cache", "compile", "device", "errors", "gemm"},
+    "info": {"", "ledger", "cache", "compile", "device", "errors", "gemm"},
     "cli": {"", "check", "errors", "explain", "info", "train", "views"},
     "emulator": {"emulator"},
     "": {"errors", "explain", "gemm", "layer", "linear", "views"},
