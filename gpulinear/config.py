@@ -62,7 +62,8 @@ class GemmSimtConfig:
 
         Two where 128 registers hold the variant without spills; K-major 8x8 fragments and prefetched tiles need more.
         """
-        small = self.thread_m * self.thread_n <= 16 or not (self.k_major_a or self.k_major_b)
+        light = not (self.k_major_a or self.k_major_b) and min(self.vec_a, self.vec_b) == 16
+        small = self.thread_m * self.thread_n <= 16 or light
         return 2 if self.asynchronous and small and self.thread_n <= 8 else 1
 
     @property
@@ -226,6 +227,11 @@ def supports(config: GemmSimtConfig, gemm: Gemm, spec: DeviceSpec) -> str | None
         return f"cp.async needs sm_80, this is {spec.arch}"
     if config.thread_n == 16 and config.k_major_a and spec.compute_capability in ((8, 6), (8, 9)):
         return f"ptxas spills 8x16 thread tiles over a K-major A on {spec.arch}"
+    k_major = config.k_major_a and config.k_major_b
+    if config.thread_n == 16 and k_major:
+        return "ptxas of CUDA 13.0 spills 8x16 thread tiles over two K-major operands"
+    if config.tile == "128x64x16/8x8" and k_major and min(config.vec_a, config.vec_b) < 16:
+        return "ptxas of CUDA 13.0 spills 128x64 tiles over two K-major operands with element-wise loads"
     if config.thread_n == 16 and min(config.vec_a, config.vec_b) < 16:
         return "8x16 thread tiles leave no registers for element-wise addresses"
     if not config.asynchronous and config.thread_m * config.thread_n > 16 and config.tile != "128x128x16/8x8":

@@ -25,7 +25,6 @@ WAVEFRONTS = {
     ("float32", "128x128x16/8x8", "linear"): 1.0,
     ("float32", "128x128x16/8x8", "dgrad"): 1.079,
     ("float32", "128x128x16/8x8", "wgrad"): 1.079,
-    ("float32", "128x256x16/8x16", "linear"): 1.0,
     ("float32", "128x256x16/8x16", "dgrad"): 1.052,
     ("float32", "128x256x16/8x16", "wgrad"): 1.052,
     ("float64", "64x64x8/4x4", "linear"): 1.0,

@@ -44,7 +44,7 @@ def test_the_grid_covers_the_output_and_k_once(arch: str, m: int, n: int, k: int
 
 
 def test_forced_tiles_and_splits_are_taken_and_bounded_by_segments() -> None:
-    for tile in ("128x256x16/8x16", "32x32x16/4x4"):
+    for tile in ("128x128x16/8x8", "32x32x16/4x4"):
         with gemm.planning(Options(tile=tile, splits=3)):
             step = plan(64, 64, 5 * S).steps[0]
         assert step.config.tile == tile and value(step, "splits") == 3
