@@ -243,7 +243,8 @@ def save(path: Path, form: Form, arch: str, given: Mapping[str, Array], d: Array
     """Write operands and result of a form, with the form, the arch and their provenance."""
     path.parent.mkdir(parents=True, exist_ok=True)
     about = np.array(json.dumps({"form": form.name, "arch": arch, **where}))
-    np.savez_compressed(path, about=about, d=d, **given)
+    arrays: dict[str, Any] = {"about": about, "d": d, **given}
+    np.savez_compressed(path, **arrays)
 
 
 def load(path: Path, form: Form, arch: str) -> tuple[dict[str, Array], Array, dict[str, Any]]:
