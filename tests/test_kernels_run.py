@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import gpulinear as gl
-from gpulinear import gemm, testing
+from gpulinear import gemm, reference, testing
 from gpulinear.config import SEGMENT, SIMT_TILES
 from gpulinear.plan import Options
 from gpulinear.problem import accumulator_dtype
@@ -126,16 +126,16 @@ def test_activation_forward_and_backward(dtype: np.dtype[Any], activation: str) 
     testing.assert_same_bits(preact, gl.linear(x, w, b))
     how = testing.fma(NAMES[dtype], SEGMENT["gemm_simt"])
     exact = f8(x) @ f8(w).T + f8(b)
-    from gpulinear import reference
-
     bound = testing.gemm_bound(x, w.T, how, out_dtype=dtype, bias=b, activation=activation)
     testing.assert_within(y, reference.activate(exact, activation), bound)
     dy = testing.normal((7, 33), dtype, 3)
-    joint = gl.linear_backward(dy, x, w, activation=activation, preact=preact)
-    dz = reference.round_to(reference.act_grad(dy, preact, activation), dtype)
-    with gl.host_backend("reference"):
-        want = gl.linear_backward(dz, x, w)
-    assert np.isfinite(f8(joint.dx)).all() and joint.dw.shape == want.dw.shape and joint.db.shape == (33,)
+    grads = gl.linear_backward(dy, x, w, activation=activation, preact=preact)
+    dz = reference.act_grad(dy, preact, activation)
+    off = testing.act_grad_bound(dy, preact, activation, out_dtype=dtype)  # what the stored dz may be off by
+    testing.assert_within(grads.dx, dz @ f8(w), testing.gemm_bound(dz, w, how, out_dtype=dtype, a_error=off))
+    testing.assert_within(grads.dw, dz.T @ f8(x), testing.gemm_bound(dz.T, x, how, out_dtype=dtype, a_error=off.T))
+    sums = testing.fma(NAMES[dtype], SEGMENT["column_sum"])
+    testing.assert_within(grads.db, dz.sum(axis=0), testing.column_sum_bound(dz, sums, out_dtype=dtype, x_error=off))
 
 
 @pytest.mark.parametrize("view", testing.VIEWS)
