@@ -88,15 +88,18 @@ def _entry(root: Path, key: str) -> Path:
     return root / key[:2] / key
 
 
-def _read_file(path: Path) -> bytes:
+def read_regular(path: Path) -> bytes:
     """The bytes of a regular file of sane size; OSError otherwise (also for a symlink)."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, flags)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
             raise OSError(f"{path} is not a regular file of at most {_MAX_BYTES} bytes")
-        return file.read()
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 def parse_meta(text: bytes, key: str) -> dict[str, str] | None:
@@ -127,10 +130,10 @@ def load(key: str, usable: Usable = lambda _: True) -> tuple[Files, Path] | None
     try:
         if entry.is_symlink() or entry.parent.is_symlink():
             return None
-        digests = parse_meta(_read_file(entry / "meta.json"), key)
+        digests = parse_meta(read_regular(entry / "meta.json"), key)
         if digests is None:
             return None
-        files = {name: _read_file(entry / name) for name in FILES}
+        files = {name: read_regular(entry / name) for name in FILES}
     except OSError:
         return None
     if any(_digest(files[name]) != digest for name, digest in digests.items()) or not usable(files):

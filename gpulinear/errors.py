@@ -25,3 +25,7 @@ class BackendError(GpuLinearError, RuntimeError):
 
 class CompileError(GpuLinearError, RuntimeError):
     """NVRTC refused a kernel; the message carries its log."""
+
+
+class TuningWarning(UserWarning):
+    """A tuning table is ignored: it is broken, or cannot be read. Results are right without it."""

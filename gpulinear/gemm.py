@@ -21,6 +21,7 @@ from .errors import ArgumentError, BackendError
 from .plan import Options, Plan
 from .planner import make_plan
 from .problem import Problem
+from .tuning import table
 from .views import HOST, check_overlaps, describe
 
 HOST_BACKENDS = ("reference", "emulator")
@@ -131,6 +132,13 @@ def empty(device: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
 def plan_call(call: Call, spec: DeviceSpec) -> Plan:
     """The plan of a call on ``spec`` under the options of this context."""
     return make_plan(call.op, call.problems, call.temporaries, spec, _options.get())
+
+
+def reload_tuning() -> None:
+    """Read the tuning tables again when they are next needed, and plan every call anew."""
+    table.forget()
+    make_plan.cache_clear()
+    _warm.clear()
 
 
 # ---- the warm path -----------------------------------------------------------------------------

@@ -14,13 +14,16 @@ WORKSPACE = "workspace"
 class Options:
     """What a caller may limit. ``num_sms`` None means all; ``workspace_limit`` in bytes bounds split-K slabs.
 
-    ``tile`` and ``splits`` force the planner's choice, for tests and benches; a result bit never depends on them.
+    ``family``, ``tile`` and ``splits`` force the planner's choice, for tests and benches; ``tuned`` False leaves it to the cost model,
+    whatever tables hold. A result bit never depends on them.
     """
 
     num_sms: int | None = None
     workspace_limit: int = 1 << 28
+    family: str | None = None
     tile: str | None = None
     splits: int | None = None
+    tuned: bool = True
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Choice:
-    """A variant the planner looked at: its predicted cost, or why it was refused."""
+    """A variant the planner looked at: its predicted cost, or why it was refused.
+
+    ``tuned`` says what was measured of it where a tuning table has made it the choice.
+    """
 
     config: GemmSimtConfig
     splits: int
     cost: Cost | None
     refused: str | None
+    tuned: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,5 +95,6 @@ class Plan:
             lines.append("  candidates (predicted, not measured):")
         for choice in self.choices:
             verdict = choice.refused or (f"{choice.cost.seconds * 1e6:.1f} us" if choice.cost else "")
-            lines.append(f"    {choice.config.tile:<18} splits {choice.splits:<3} {verdict}")
+            tuned = f", tuned: {choice.tuned}" if choice.tuned else ""
+            lines.append(f"    {choice.config.tile:<18} splits {choice.splits:<3} {verdict}{tuned}")
         return "\n".join(lines)

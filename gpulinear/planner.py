@@ -30,6 +30,7 @@ from .problem import (
     Vector,
     accumulator_dtype,
 )
+from .tuning.table import serving
 
 _ROWS_PER_BLOCK = 64  # act_grad without a bias gradient: no chain, so rows are cut finely
 _COLUMNS_PER_BLOCK = 32  # column_sum and act_grad
@@ -39,27 +40,57 @@ _RASTER_GROUP = 8  # tiles of M that share a strip of B in the L2
 # ---- GEMM --------------------------------------------------------------------------------------
 
 
+def split_options(segments: int, slab: int, workspace_limit: int) -> list[int]:
+    """The numbers of K splits to choose from, ascending; ``slab`` is the bytes that each segment's sums would take."""
+    options = {1}
+    if segments > 1 and segments * slab <= workspace_limit:
+        options |= {
+            ceil_div(segments, ceil_div(segments, s)) for s in (2, 3, 4, 8, 16, 32, 64, segments) if s <= segments
+        }
+    return sorted(options)
+
+
+def _tuned(builder: Builder, gemm: Gemm, first: int, segments: int, slab: int) -> Choice | None:
+    """The measured winner for this problem, if a tuning table has one that is legal here; noted among the choices.
+
+    It is one of the choices from ``first`` on: a table names what the cost model might have taken, and nothing else.
+    """
+    options = builder.options
+    if not options.tuned or options.tile is not None or options.splits is not None:
+        return None
+    for entry in serving(gemm, builder.spec, builder.num_sms):
+        splits = ceil_div(segments, ceil_div(segments, min(entry.splits, segments)))
+        if splits > 1 and segments * slab > options.workspace_limit:
+            continue
+        for index, choice in enumerate(builder.choices[first:], first):
+            if choice.refused is None and (choice.config.family, choice.config.tile) == (entry.family, entry.tile):
+                cost = predict(gemm, choice.config, splits, builder.spec, builder.num_sms)
+                builder.choices[index] = Choice(choice.config, splits, cost, None, str(entry))
+                return builder.choices[index]
+    return None
+
+
 def _choose(builder: Builder, gemm: Gemm) -> tuple[GemmSimtConfig, int]:
-    """The variant and the number of K splits with the least predicted time. Neither may change a bit."""
+    """The variant and the number of K splits that were measured to be the fastest, else those with the least predicted
+    time. Neither may change a bit."""
     spec = builder.spec
     segments = ceil_div(gemm.k, SEGMENT["gemm_simt"])
     slab = gemm.m * gemm.n * ITEMSIZE[accumulator_dtype(gemm.dtype)]
+    first = len(builder.choices)
     best: Choice | None = None
     for config, refused in candidates(gemm, spec):
+        if builder.options.family not in (None, config.family):
+            refused = f"only {builder.options.family} was asked for"
         if builder.options.tile not in (None, config.tile):
             refused = f"only {builder.options.tile} was asked for"
         if refused:
             builder.choices.append(Choice(config, 1, None, refused))
             continue
-        options = {1}
-        if segments > 1 and segments * slab <= builder.options.workspace_limit:
-            options |= {
-                ceil_div(segments, ceil_div(segments, s)) for s in (2, 3, 4, 8, 16, 32, 64, segments) if s <= segments
-            }
+        options = split_options(segments, slab, builder.options.workspace_limit)
         if builder.options.splits is not None:
-            options = {ceil_div(segments, ceil_div(segments, min(builder.options.splits, segments)))}
+            options = [ceil_div(segments, ceil_div(segments, min(builder.options.splits, segments)))]
         local: Choice | None = None
-        for splits in sorted(options):
+        for splits in options:
             cost = predict(gemm, config, splits, spec, builder.num_sms)
             if local is None or local.cost is None or cost.seconds < local.cost.seconds:
                 local = Choice(config, splits, cost, None)
@@ -70,6 +101,7 @@ def _choose(builder: Builder, gemm: Gemm) -> tuple[GemmSimtConfig, int]:
     if best is None:
         reasons = "; ".join(sorted({c.refused for c in builder.choices if c.refused}))
         raise BackendError(f"no kernel can run this {gemm.op} on {spec.arch}: {reasons}")
+    best = _tuned(builder, gemm, first, segments, slab) or best
     return best.config, best.splits
 
 
