@@ -21,8 +21,7 @@ import numpy as np
 from gpulinear.compile import Artifact, compile_kernel
 from gpulinear.device import live_spec, why_no_gpu
 from gpulinear.emulator import GlobalMemory, fragments, run, tensorcore
-
-from .provenance import provenance
+from gpulinear.measure.provenance import provenance
 
 Array = np.ndarray[Any, Any]
 
@@ -257,7 +256,7 @@ def load(path: Path, form: Form, arch: str) -> tuple[dict[str, Array], Array, di
         raise GoldenError(f"{path} is not a file of golden bits: {error}") from error
     if not isinstance(about, dict) or (about.get("form"), about.get("arch")) != (form.name, arch):
         raise GoldenError(f"{path} must hold {form.name} on {arch}, but says {about}")
-    missing = [key for key in ("gpu", "driver_cuda", "nvrtc", "commit", "time") if not about.get(key)]
+    missing = [key for key in ("gpu", "driver", "nvrtc", "commit", "time") if not about.get(key)]
     if missing:
         raise GoldenError(f"{path} does not say where it comes from: no {', '.join(missing)}")
     m, n, k = form.shape

@@ -21,12 +21,12 @@ import numpy as np
 import gpulinear as gl
 from gpulinear import check, device, ledger
 from gpulinear import train as job
+from gpulinear.measure.provenance import provenance
 from gpulinear.views import numpy_dtype
 
 from . import golden
 from .budget import Clock, Part, run_parts
 from .prove_kernels import Kernels, factors
-from .provenance import provenance
 
 SQUARES = (1024, 2048, 4096, 8192)
 

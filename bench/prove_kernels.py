@@ -229,8 +229,7 @@ class Kernels:
 
     def entries(self, where: Mapping[str, Any]) -> list[ledger.Entry]:
         """Ledger entries of the kernels that passed."""
-        driver = f"{where['driver_cuda'] // 1000}.{where['driver_cuda'] % 1000 // 10}"
-        rest = (where["gpu"], driver, where["nvrtc"], where["time"][:10], where["commit"])
+        rest = (where["gpu"], where["driver"], where["nvrtc"], where["time"][:10], where["commit"])
         return [ledger.Entry(name, sha, arch, *rest) for sha, (name, arch, good) in self.seen.items() if good]
 
 

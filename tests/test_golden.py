@@ -19,7 +19,7 @@ from gpulinear.emulator.parser import parse
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
-WHERE = {"gpu": "Fake H200", "driver_cuda": 13000, "nvrtc": "13.0", "commit": "0123abc", "time": "2026-01-02T03:04:05"}
+WHERE = {"gpu": "Fake H200", "driver": "13.0", "nvrtc": "13.0", "commit": "0123abc", "time": "2026-01-02T03:04:05"}
 ONE_OF_EACH_ARCH = ("sm_75", "sm_80", "sm_90a", "sm_120")
 SMALL = FORMS["mma.m16n8k16.bf16"]
 

@@ -80,7 +80,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 WHERE = {
-    "gpu": "Fake H200", "driver_cuda": 13020, "nvrtc": "13.5", "commit": "0123abc", "time": "2026-01-02T03:04:05+00:00"
+    "gpu": "Fake H200", "driver": "13.2", "nvrtc": "13.5", "commit": "0123abc", "time": "2026-01-02T03:04:05+00:00"
 }  # fmt: skip
 NAMES = [
     "golden_bits", "correctness", "emulator", "check", "train", "launch_cost", "cublas_table", "matmul_table"
