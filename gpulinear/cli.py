@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from . import __version__
-from .errors import ArgumentError, DTypeError, GpuLinearError
+from .errors import ArgumentError, DTypeError, GpuLinearError, KernelFault
 from .views import ShapeDtype
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The linear layer on NVIDIA GPUs.")
@@ -203,4 +203,5 @@ def main() -> None:
         raise SystemExit(2) from None
     except GpuLinearError as error:
         Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise SystemExit(3) from None
+        # A fault that a sanitizer found is a check that failed, not a machine that cannot run it.
+        raise SystemExit(1 if isinstance(error, KernelFault) else 3) from None

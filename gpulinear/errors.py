@@ -23,6 +23,10 @@ class BackendError(GpuLinearError, RuntimeError):
     """Where the call should run is unknown, missing, mixed, or cannot do what is asked."""
 
 
+class KernelFault(BackendError):
+    """The emulator's sanitizers found a fault in a kernel; the message is their report."""
+
+
 class CompileError(GpuLinearError, RuntimeError):
     """NVRTC refused a kernel; the message carries its log."""
 

@@ -19,7 +19,7 @@ import pytest
 import gpulinear as gl
 import gpulinear.compile as compiler
 from gpulinear import gemm, testing
-from gpulinear.backends.emulator import KernelFault
+from gpulinear.errors import KernelFault
 from gpulinear.config import SEGMENT
 from gpulinear.emulator import BudgetError, DeadlockError
 from gpulinear.plan import Options

@@ -18,6 +18,7 @@ import gpulinear as gl
 from gpulinear import check, cli
 from gpulinear import train as job
 from gpulinear.backends import reference
+from gpulinear.errors import KernelFault
 from gpulinear.launch import kernel_names, launches, record, recorders
 
 from .fake_cupy import FakeCupy
@@ -228,6 +229,17 @@ def test_arch_is_the_emulators(fake_emulator: types.ModuleType, monkeypatch: pyt
     for command in (("train", "--steps", "1"), ("check",)):
         for backend in ("auto", "reference", "cuda"):
             assert cli_main(monkeypatch, *command, "--backend", backend, "--arch", "sm_80") == 2
+
+
+def test_a_fault_in_a_kernel_is_a_failed_check(
+    fake_emulator: types.ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def race(*_: Any) -> None:
+        raise KernelFault("the emulator found faults in gemm_simt: race, gemm_simt.cuh:131")
+
+    monkeypatch.setattr(fake_emulator, "execute", race)
+    assert cli_main(monkeypatch, "check", "--backend", "emulator") == 1
+    assert "gemm_simt.cuh:131" in capsys.readouterr().err
 
 
 def test_outputs_are_checked_before_training(

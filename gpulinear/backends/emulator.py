@@ -9,17 +9,13 @@ from typing import Any
 import numpy as np
 
 from ..emulator import GlobalMemory, Result, run
-from ..errors import BackendError
+from ..errors import BackendError, KernelFault
 from ..launch import buffer_order, compile_plan, kernel_names, make_template, record, recorders
 from ..plan import WORKSPACE, Plan
 from ..problem import ColumnSum, Gemm, Problem
 from ..views import describe
 
 SCHEDULES = ("lockstep", "warps", "random")
-
-
-class KernelFault(BackendError):
-    """A sanitizer found a fault in a kernel; the message is its report."""
 
 
 _results: list[tuple[str, Result]] = []
