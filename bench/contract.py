@@ -234,7 +234,8 @@ class Contract:
     def _segment(self, op: str) -> int:
         """S of the family that runs the op."""
         steps = self._explain(op, self._operands(op, self.sizes.tokens[-1])).steps
-        return max(step.config.segment for step in steps if hasattr(step.config, "segment"))
+        segments: list[int] = [step.config.segment for step in steps if hasattr(step.config, "segment")]
+        return max(segments)
 
     def _long(self, op: str) -> tuple[Any, ...]:
         """Operands whose K has three segments."""
