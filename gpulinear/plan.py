@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .config import Config, GemmSimtConfig
+from .config import Config, GemmConfig
 from .cost import Cost
 
 WORKSPACE = "workspace"
@@ -14,8 +14,8 @@ WORKSPACE = "workspace"
 class Options:
     """What a caller may limit. ``num_sms`` None means all; ``workspace_limit`` in bytes bounds split-K slabs.
 
-    ``family``, ``tile`` and ``splits`` force the planner's choice, for tests and benches; ``tuned`` False leaves it to the cost model,
-    whatever tables hold. A result bit never depends on them.
+    ``family``, ``tile`` and ``splits`` force the planner's choice, for tests and benches; ``tuned`` False leaves it to
+    the cost model, whatever tables hold. A result bit never depends on them, but for ``family``.
     """
 
     num_sms: int | None = None
@@ -65,7 +65,7 @@ class Choice:
     ``tuned`` says what was measured of it where a tuning table has made it the choice.
     """
 
-    config: GemmSimtConfig
+    config: GemmConfig
     splits: int
     cost: Cost | None
     refused: str | None

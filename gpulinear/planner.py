@@ -8,10 +8,9 @@ from typing import Any
 
 from .builder import Builder, placed_name, readable, ref_of, scatter, writable
 from .config import (
-    SEGMENT,
     ActGradConfig,
     ColumnSumConfig,
-    GemmSimtConfig,
+    GemmConfig,
     OrderedReduceConfig,
     candidates,
 )
@@ -70,17 +69,16 @@ def _tuned(builder: Builder, gemm: Gemm, first: int, segments: int, slab: int) -
     return None
 
 
-def _choose(builder: Builder, gemm: Gemm) -> tuple[GemmSimtConfig, int]:
+def _choose(builder: Builder, gemm: Gemm) -> tuple[GemmConfig, int]:
     """The variant and the number of K splits that were measured to be the fastest, else those with the least predicted
     time. Neither may change a bit."""
     spec = builder.spec
-    segments = ceil_div(gemm.k, SEGMENT["gemm_simt"])
+    variants = list(candidates(gemm, spec, builder.options.family))
+    segments = ceil_div(gemm.k, variants[0][0].segment)  # a constant of the family
     slab = gemm.m * gemm.n * ITEMSIZE[accumulator_dtype(gemm.dtype)]
     first = len(builder.choices)
     best: Choice | None = None
-    for config, refused in candidates(gemm, spec):
-        if builder.options.family not in (None, config.family):
-            refused = f"only {builder.options.family} was asked for"
+    for config, refused in variants:
         if builder.options.tile not in (None, config.tile):
             refused = f"only {builder.options.tile} was asked for"
         if refused:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from .config import Config, GemmSimtConfig
+from .config import Config, GemmConfig
 from .params import PARAM_BLOCKS
 
 # Header of each family; the header defines a __device__ template of the family's own name.
@@ -41,10 +41,10 @@ def render(config: Config) -> str:
         for name, offset in block.offsets
     ]
     min_blocks = 1
-    if isinstance(config, GemmSimtConfig):
+    if isinstance(config, GemmConfig):
         min_blocks = config.min_blocks
         checks.append(
-            f'static_assert(gemm_simt_smem_bytes<Config>() == {config.smem_bytes}, "config.py and gemm_simt.cuh differ in smem");'
+            f'static_assert({family}_smem_bytes<Config>() == {config.smem_bytes}, "configs/ and {HEADERS[family]} differ in smem");'
         )
     lines = [
         f'#include "{HEADERS[family]}"',

@@ -13,11 +13,10 @@ from gpulinear.config import (
     ActGradConfig,
     ColumnSumConfig,
     Config,
-    GemmSimtConfig,
+    GemmConfig,
     OrderedReduceConfig,
     StridedCopyConfig,
     candidates,
-    registers,
 )
 from gpulinear.device import ARCHS, DeviceSpec
 from gpulinear.emulator import isa
@@ -42,7 +41,7 @@ def make_gemm(dtype: str, layout: str, align: int, out_dtype: str | None = None)
     return Gemm("linear", a, b, d, "ieee" if dtype == "float32" else None)
 
 
-def legal(gemm: Gemm, arch: str) -> list[GemmSimtConfig]:
+def legal(gemm: Gemm, arch: str) -> list[GemmConfig]:
     return [config for config, refused in candidates(gemm, DeviceSpec.preset(arch)) if refused is None]
 
 
@@ -73,8 +72,8 @@ def check(config: Config, arch: str) -> str:
     artifact = compile_kernel(render(config), entry=entry_name(config.family), arch=arch)
     used = artifact.resources
     assert (used.spill_stores, used.spill_loads, used.stack_frame) == (0, 0, 0), (config, arch, used)
-    if isinstance(config, GemmSimtConfig):
-        assert used.registers <= registers(config), (config, arch, used)
+    if isinstance(config, GemmConfig):
+        assert used.registers <= config.registers, (config, arch, used)
         assert config.smem_bytes <= DeviceSpec.preset(arch).smem_per_block_optin
     assert ".local" not in artifact.ptx
     assert artifact.cubin[:4] == b"\x7fELF"

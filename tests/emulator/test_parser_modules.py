@@ -261,7 +261,20 @@ def test_errors_show_the_line() -> None:
 # Real kernels
 
 SMALL_GEMM = GemmSimtConfig(
-    "float32", "float32", "float32", True, True, 32, 32, 16, 4, 4, stages=3, vec_a=16, vec_b=16, asynchronous=True
+    dtype="float32",
+    out_dtype="float32",
+    bias_dtype="float32",
+    k_major_a=True,
+    k_major_b=True,
+    block_m=32,
+    block_n=32,
+    block_k=16,
+    thread_m=4,
+    thread_n=4,
+    stages=3,
+    vec_a=16,
+    vec_b=16,
+    asynchronous=True,
 )
 
 

@@ -1,0 +1,124 @@
+"""What the variants of all families share: C++ type names, segments, and the protocol of a GEMM variant."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..device import DeviceSpec
+from ..problem import ITEMSIZE, Gemm, Matrix
+
+# K (or the rows of a column sum) is cut into segments of this many elements: the unit of split-K, the same for every
+# shape, tile and batch (docs/design.md, "The numeric contract").
+SEGMENT = {"gemm_simt": 1024, "column_sum": 4096}
+
+CPP_TYPE = {"float64": "double", "float32": "float", "float16": "Half", "bfloat16": "Bfloat16"}
+
+
+def cpp_bool(value: bool) -> str:
+    """``true`` or ``false``."""
+    return str(value).lower()
+
+
+def cpp_major(k_major: bool) -> str:
+    """The enumerator of ``Major`` in kernels/common/layout.cuh."""
+    return "Major::K" if k_major else "Major::MN"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmConfig(ABC):
+    """One variant of a GEMM family: frozen and hashable, the template argument of the generated source.
+
+    A family is a subclass in a file of its own, listed in ``gpulinear.config.FAMILIES``. All legal variants of a family
+    give the same bits for one problem; the default of ``segment`` is the family's (tests may build others).
+    """
+
+    family: ClassVar[str]
+    dtype: str
+    out_dtype: str
+    bias_dtype: str
+    k_major_a: bool  # A is read along K (else along M)
+    k_major_b: bool  # B is read along K (else along N)
+    block_m: int
+    block_n: int
+    block_k: int
+    stages: int
+    vec_a: int  # bytes of an access to A in global memory
+    vec_b: int
+    segment: int
+
+    @property
+    @abstractmethod
+    def tile(self) -> str:
+        """Short name, unique among the candidates of a problem; ``Options.tile`` forces it."""
+
+    @property
+    @abstractmethod
+    def threads(self) -> int:
+        """Threads of a block."""
+
+    @property
+    @abstractmethod
+    def smem_bytes(self) -> int:
+        """Dynamic shared memory of a block; the generated source asserts that ``<family>_smem_bytes<Config>()`` agrees."""
+
+    @property
+    @abstractmethod
+    def registers(self) -> int:
+        """The most registers per thread that the variant may use: a test compiles it on every arch and holds it to this."""
+
+    @property
+    @abstractmethod
+    def min_blocks(self) -> int:
+        """Blocks per SM that ptxas must leave registers for (second argument of __launch_bounds__)."""
+
+    @abstractmethod
+    def cpp(self) -> dict[str, str]:
+        """Members of the C++ ``Config`` struct: types, and constants whose names start with k."""
+
+    @abstractmethod
+    def supports(self, gemm: Gemm, spec: DeviceSpec) -> str | None:
+        """Why the variant cannot run ``gemm`` on ``spec``, as a sentence; None when it can."""
+
+    @abstractmethod
+    def macs_per_clock(self, spec: DeviceSpec, warps: float) -> float:
+        """Multiply-adds per clock that the main loop reaches on an SM where ``warps`` of its warps are resident."""
+
+    @classmethod
+    @abstractmethod
+    def candidates(cls, gemm: Gemm, spec: DeviceSpec) -> Iterator[GemmConfig]:
+        """Every variant for the operands as they lie, legal or not."""
+
+    def limits(self, spec: DeviceSpec) -> str | None:
+        """Why a block does not fit ``spec``, whatever the problem; None when it does."""
+        if self.smem_bytes > spec.smem_per_block_optin:
+            return (
+                f"needs {self.smem_bytes} bytes of shared memory, a block of {spec.arch} has "
+                f"{spec.smem_per_block_optin}"
+            )
+        registers = self.threads * self.registers
+        if registers > spec.regs_per_block:
+            return f"needs {registers} registers, a block of {spec.arch} has {spec.regs_per_block}"
+        return None
+
+
+def pitch_a(gemm: Gemm) -> int:
+    """Elements from one row of A (column, where A is read along M) to the next, as a kernel reads it."""
+    return gemm.a.row_stride if gemm.a.row_major else gemm.a.col_stride
+
+
+def pitch_b(gemm: Gemm) -> int:
+    """Elements from one column of B (row, where B is read along N) to the next, as a kernel reads it."""
+    return gemm.b.col_stride if gemm.b.col_major else gemm.b.row_stride
+
+
+def vector_bytes(operand: Matrix, pitch: int) -> int:
+    """The width of an access along the contiguous dimension: 16 bytes where address and pitch allow, else an item.
+
+    ``pitch`` is the stride in elements of the other dimension. A matrix of one row or column is contiguous both ways,
+    with two pitches: it is the one of the major that the kernel reads that counts.
+    """
+    item = ITEMSIZE[operand.dtype]
+    return 16 if operand.align >= 16 and pitch * item % 16 == 0 else item
