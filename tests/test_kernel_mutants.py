@@ -19,9 +19,9 @@ import pytest
 import gpulinear as gl
 import gpulinear.compile as compiler
 from gpulinear import gemm, testing
-from gpulinear.errors import KernelFault
 from gpulinear.config import SEGMENT
 from gpulinear.emulator import BudgetError, DeadlockError
+from gpulinear.errors import KernelFault
 from gpulinear.plan import Options
 
 Array = np.ndarray[Any, Any]
