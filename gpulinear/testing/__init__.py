@@ -11,6 +11,7 @@ from .bounds import (
     act_grad_bound,
     column_sum_bound,
     fma,
+    gauge_bound,
     gemm_bound,
     tensor_core,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "enumerate_problems",
     "error_ratio",
     "fma",
+    "gauge_bound",
     "gemm_bound",
     "integers",
     "normal",

@@ -160,17 +160,60 @@ def gemm_bound(
     gauge = np.zeros_like(d)
     for a_part, b_part in pairs:
         gauge += np.abs(a_part) @ np.abs(b_part)
-    error = _summation_error(how, k, gauge, accumulate_into, representation, terms=k * len(pairs))
+    operand_errors: list[Float64] = []
     if a_error is not None:
-        error = error + a_error @ np.abs(b.astype(np.float64))
+        operand_errors.append(a_error @ np.abs(b.astype(np.float64)))
     if b_error is not None:
-        error = error + np.abs(a.astype(np.float64)) @ b_error
+        operand_errors.append(np.abs(a.astype(np.float64)) @ b_error)
     if a_error is not None and b_error is not None:
-        error = error + a_error @ b_error
-    if a_error is not None or b_error is not None:
+        operand_errors.append(a_error @ b_error)
+    return gauge_bound(
+        gauge,
+        z,
+        d,
+        how,
+        k=k,
+        pairs=len(pairs),
+        out_dtype=out_dtype,
+        bias=bias is not None,
+        activation=activation,
+        activation_ulps=activation_ulps,
+        accumulate_into=accumulate_into,
+        operand_error=sum(operand_errors[1:], operand_errors[0]) if operand_errors else None,
+        representation=representation,
+    )
+
+
+@np.errstate(all="ignore")
+def gauge_bound(
+    gauge: Float64,
+    z: Float64,
+    d: Float64,
+    how: Summation,
+    *,
+    k: int,
+    out_dtype: DTypeLike,
+    pairs: int = 1,
+    bias: bool = False,
+    activation: str | None = None,
+    activation_ulps: float = ACTIVATION_ULPS,
+    accumulate_into: Array | None = None,
+    operand_error: Float64 | None = None,
+    representation: float = 0.0,
+) -> Float64:
+    """`gemm_bound` for any part of D whose |A|·|B| (`gauge`), Z and D are known in float64, same shape.
+
+    Everything is element by element and goes through NumPy's dispatch, so CuPy arrays stay on their
+    device. `k`: depth of the product. `pairs`: products of planes that `gauge` adds up.
+    `accumulate_into`: that part of what the output held. `operand_error`: error of the product that
+    comes from errors of A and B. The rest as for `gemm_bound`.
+    """
+    error = _summation_error(how, k, gauge, accumulate_into, representation, terms=k * pairs)
+    if operand_error is not None:
         # The summation error is relative to the operands as they are, not as they should be.
-        error = error * (1.0 + 2.0 * _gamma(how.unit, how.chain_units(k) + how.additions(k, True)))
-    if bias is not None:
+        slack = 2.0 * _gamma(how.unit, how.chain_units(k) + how.additions(k, True))
+        error = (error + operand_error) * (1.0 + slack)
+    if bias:
         error = error + (how.unit + U64) * (np.abs(z) + error) + how.tiny
     if activation is not None:
         # At the perturbed z; an infinite z is the same in the kernel.
