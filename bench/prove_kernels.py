@@ -124,7 +124,7 @@ class Kernels:
     def note(self, plan: Plan, good: bool) -> None:
         """Take in the outcome of a call."""
         for step, artifact in zip(plan.steps, compile_plan(plan), strict=True):
-            sha = ledger.digest(artifact.ptx)
+            sha = ledger.digest(artifact)
             before = self.seen.get(sha, ("", "", True))[2]
             self.seen[sha] = (step.family, plan.arch, before and good)
 
@@ -221,7 +221,7 @@ class Kernels:
                 arguments = _arguments(case, host, xp)
                 plans.append(gl.explain(case.op, *arguments[0], **arguments[1]))
                 results.append(self._run(plans[0], lambda: _results(case, arguments)))  # noqa: B023 - called at once
-        hashes = [[ledger.digest(artifact.ptx) for artifact in compile_plan(plan)] for plan in plans]
+        hashes = [[ledger.digest(artifact) for artifact in compile_plan(plan)] for plan in plans]
         same = all(g.tobytes() == w.tobytes() for g, w in zip(*results, strict=True))
         right = hashes[0] == hashes[1] and same
         self.note(plans[0], right)
