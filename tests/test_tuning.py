@@ -19,7 +19,7 @@ import pytest
 
 import gpulinear as gl
 from gpulinear import gemm, testing
-from gpulinear.config import NUMERICS_VERSION, SEGMENT, candidates
+from gpulinear.config import NUMERICS_VERSION, SEGMENT, GemmConfig, candidates
 from gpulinear.device import ARCHS, DeviceSpec
 from gpulinear.errors import TuningWarning
 from gpulinear.launch import launches
@@ -161,6 +161,10 @@ def test_the_backward_pass_finds_both_entries() -> None:
     arrays = [gl.ShapeDtype(shape, "float32") for shape in ((300, 4096), (300, 2048), (4096, 2048))]
     made = gl.explain("linear_backward", *arrays, needs=("dx", "dw"), arch=ARCH)
     assert [step.config.tile for step in made.steps if step.family == "gemm_simt"] == [dgrad.tile, wgrad.tile]
+    put(dgrad, replace(wgrad, tile=dgrad.tile))
+    made = gl.explain("linear_backward", *arrays, needs=("dx", "dw"), arch=ARCH)
+    configs = [step.config for step in made.steps if isinstance(step.config, GemmConfig)]
+    assert [(config.k_major_a, config.k_major_b) for config in configs] == [(True, False), (False, False)]
 
 
 def test_a_changed_table_is_seen_after_a_reload() -> None:
@@ -235,6 +239,9 @@ def test_limits_of_the_caller_come_before_the_table() -> None:
     put(LINEAR)
     with gl.options(num_sms=SPEC.sm_count - 1):
         assert not tuned(plan(LINEAR))
+    put(LINEAR, replace(LINEAR, sms=SPEC.sm_count - 1))
+    with gl.options(num_sms=SPEC.sm_count - 1):
+        assert not tuned(plan(LINEAR))  # a part of a large chip is not a small chip
     with gl.options(num_sms=SPEC.sm_count):
         assert tuned(plan(LINEAR))
     with gl.options(workspace_limit=0):
@@ -254,6 +261,8 @@ def test_splits_are_bounded_by_the_segments_at_hand() -> None:
     assert taken(plan(wgrad, tokens=3 * S)) == (wgrad.tile, 3)
     put(replace(wgrad, splits=10**9))
     assert taken(plan(wgrad)) == (wgrad.tile, 4)
+    put(replace(wgrad, splits=3))  # two segments each: the third part would be empty
+    assert taken(plan(wgrad)) == (wgrad.tile, 2)
 
 
 def test_the_users_table_comes_first_then_this_gpu_then_the_shipped_one() -> None:
