@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,10 +30,11 @@ class Sizes(NamedTuple):
     tokens: tuple[int, ...]  # batch sizes among which a row must keep its bits
     rest: int  # elements of K beyond the last whole segment
     tiles: int | None  # of the legal tiles, the last so many, which are the smallest; None: all
+    segment: int | None  # K per segment, where the family's own is too long to run; None: the family's
 
 
-LARGE = Sizes(out=264, inner=520, tokens=(1, 2, 7, 16, 33, 64, 65, 129, 300), rest=77, tiles=None)
-SMALL = Sizes(out=16, inner=24, tokens=(1, 2, 17), rest=5, tiles=1)
+LARGE = Sizes(out=264, inner=520, tokens=(1, 2, 7, 16, 33, 64, 65, 129, 300), rest=77, tiles=None, segment=None)
+SMALL = Sizes(out=16, inner=24, tokens=(1, 2, 17), rest=5, tiles=1, segment=64)
 
 
 @dataclass
@@ -70,7 +71,8 @@ class Contract:
         for promise, op, check in self._checks():
             row = {"promise": promise, "op": op, "dtype": self.dtype, "precision": self.precision}
             try:
-                bits = check(op)
+                with self._planned():
+                    bits = check(op)
             except Exception as error:  # a call that cannot run must not cost the others
                 yield {**row, "status": "error", "error": repr(error)}
                 continue
@@ -164,7 +166,7 @@ class Contract:
         bits.add(self._call(op, *operands), "the plan's own choice")
         tiles = [c.config.tile for c in self._explain(op, operands).choices if c.refused is None]
         for tile, splits in itertools.product(tiles[-(self.sizes.tiles or 0) :], (1, 2, 3)):
-            with gemm.planning(Options(tile=tile, splits=splits)):
+            with self._planned(tile=tile, splits=splits):
                 bits.add(self._call(op, *operands), f"tile {tile}, {splits} splits")
         return bits
 
@@ -185,7 +187,7 @@ class Contract:
         bits = Bits()
         bits.add(self._call(op, *operands), "all SMs")
         for count in (1, 7, 64):
-            with gl.options(num_sms=count):
+            with self._planned(num_sms=count):
                 bits.add(self._call(op, *operands), f"{count} SMs")
         return bits
 
@@ -205,6 +207,9 @@ class Contract:
         return bits
 
     # ---- operands and calls ----------------------------------------------------------------------
+
+    def _planned(self, **choice: Any) -> AbstractContextManager[None]:
+        return gemm.planning(Options(segment=self.sizes.segment, **choice))
 
     def _call(self, op: str, *operands: Any, **more: Any) -> Any:
         options = {} if op == "bgrad" else {"precision": self.precision}

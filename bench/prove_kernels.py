@@ -64,7 +64,7 @@ def factors(op: str, arrays: dict[str, Any]) -> tuple[Any, Any]:
     }[op]
 
 
-def _case_operands(case: Case, dtype: str) -> dict[str, Array]:
+def case_operands(case: Case, dtype: str) -> dict[str, Array]:
     host = _operands(case.shape, dtype, case.activation != "silu")
     tokens, out, _ = case.shape
     host["preact"] = testing.normal((tokens, out), numpy_dtype(dtype), 3)  # never 0, where relu has a corner
@@ -72,7 +72,7 @@ def _case_operands(case: Case, dtype: str) -> dict[str, Array]:
     return host
 
 
-def _arguments(case: Case, host: Mapping[str, Array], xp: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments_of(case: Case, host: Mapping[str, Array], xp: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The call's arguments where ``xp`` keeps its arrays; matrices in the case's layout."""
     at = {n: testing.VIEWS[case.view](xp.asarray(a), xp) if a.ndim == 2 else xp.asarray(a) for n, a in host.items()}
     names = {
@@ -88,7 +88,7 @@ def _arguments(case: Case, host: Mapping[str, Array], xp: Any) -> tuple[tuple[An
     return tuple(at[name] for name in names), options
 
 
-def _results(case: Case, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Array]:
+def results_of(case: Case, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Array]:
     """What the call gives, in host memory."""
     given = getattr(gl, case.op)(*arguments[0], **arguments[1])
     given = [given.dx, given.dw, given.db] if case.op == "linear_backward" else [given]
@@ -151,10 +151,10 @@ class Kernels:
         yield from self._tiles()
 
     def _layout(self, case: Case, dtype: str, cupy: Any) -> bool:
-        host = _case_operands(case, dtype)
-        arguments = _arguments(case, host, cupy)
+        host = case_operands(case, dtype)
+        arguments = arguments_of(case, host, cupy)
         plan = gl.explain(case.op, *arguments[0], **arguments[1])
-        pairs = zip(self._run(plan, lambda: _results(case, arguments)), _exact(case, host), strict=True)
+        pairs = zip(self._run(plan, lambda: results_of(case, arguments)), _exact(case, host), strict=True)
         right = all(bool((g == w.astype(g.dtype)).all()) for g, w in pairs)
         self.note(plan, right)
         return right
@@ -210,7 +210,7 @@ class Kernels:
                     yield {**row, "status": "error", "error": repr(error)}
 
     def _both(self, case: Case, dtype: str, arch: str, cupy: Any) -> dict[str, Any]:
-        host = _case_operands(case, dtype)
+        host = case_operands(case, dtype)
         plans, results = [], []
         places: list[tuple[Any, AbstractContextManager[None]]] = [
             (cupy, nullcontext()),
@@ -218,9 +218,9 @@ class Kernels:
         ]
         for xp, where in places:
             with where, gemm.planning(case.options):
-                arguments = _arguments(case, host, xp)
+                arguments = arguments_of(case, host, xp)
                 plans.append(gl.explain(case.op, *arguments[0], **arguments[1]))
-                results.append(self._run(plans[0], lambda: _results(case, arguments)))  # noqa: B023 - called at once
+                results.append(self._run(plans[0], lambda: results_of(case, arguments)))  # noqa: B023 - called at once
         hashes = [[ledger.digest(artifact) for artifact in compile_plan(plan)] for plan in plans]
         same = all(g.tobytes() == w.tobytes() for g, w in zip(*results, strict=True))
         right = hashes[0] == hashes[1] and same

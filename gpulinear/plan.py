@@ -15,7 +15,8 @@ class Options:
     """What a caller may limit. ``num_sms`` None means all; ``workspace_limit`` in bytes bounds split-K slabs.
 
     ``family``, ``tile`` and ``splits`` force the planner's choice, for tests and benches; ``tuned`` False leaves it to
-    the cost model, whatever tables hold. A result bit never depends on them, but for ``family``.
+    the cost model, whatever tables hold. A result bit never depends on them, but for ``family`` and ``segment``, which
+    is the length of a segment of K in place of the family's own.
     """
 
     num_sms: int | None = None
@@ -23,6 +24,7 @@ class Options:
     family: str | None = None
     tile: str | None = None
     splits: int | None = None
+    segment: int | None = None
     tuned: bool = True
 
 

@@ -74,6 +74,8 @@ def _choose(builder: Builder, gemm: Gemm) -> tuple[GemmConfig, int]:
     time. Neither may change a bit."""
     spec = builder.spec
     variants = list(candidates(gemm, spec, builder.options.family))
+    if builder.options.segment is not None:
+        variants = [(replace(config, segment=builder.options.segment), refused) for config, refused in variants]
     segments = ceil_div(gemm.k, variants[0][0].segment)  # a constant of the family
     slab = gemm.m * gemm.n * ITEMSIZE[accumulator_dtype(gemm.dtype)]
     first = len(builder.choices)

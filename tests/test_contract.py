@@ -62,7 +62,9 @@ def test_a_broken_promise_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch)
         return off_by_a_bit(result) if bad(*operands) else result
 
     monkeypatch.setattr(gl, op, sabotaged)
-    bits = getattr(Contract(np, "float32", None, SMALL), check)(op)
+    contract = Contract(np, "float32", None, SMALL)
+    with contract._planned():
+        bits = getattr(contract, check)(op)
     assert bits.compared > 0 and bits.differs
 
 

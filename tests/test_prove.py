@@ -120,7 +120,7 @@ def test_every_family_and_layout_is_held_against_float64(host_as_device: None, m
     def broken(*_: Any) -> Any:
         raise RuntimeError("illegal memory access")
 
-    monkeypatch.setattr(prove_kernels, "_results", broken)
+    monkeypatch.setattr(prove_kernels, "results_of", broken)
     assert {row["status"] for row in kernels.correctness(Clock(100))} == {"error"}
     assert not any(good for _, _, good in kernels.seen.values())
 
@@ -144,7 +144,7 @@ def test_the_emulator_is_held_against_the_device(host_as_device: None, monkeypat
     kernels = Kernels()
     rows = list(kernels.emulator(Clock(100)))
     assert [(row["status"], row["same_bits"], row["same_kernels"]) for row in rows] == [("ok", True, True)] * 2
-    (first, *_), results = rows, prove_kernels._results
+    (first, *_), results = rows, prove_kernels.results_of
 
     def flipped(case: Case, arguments: Any) -> Any:
         found = results(case, arguments)
@@ -153,7 +153,7 @@ def test_the_emulator_is_held_against_the_device(host_as_device: None, monkeypat
         return found
 
     count = iter(range(100))
-    monkeypatch.setattr(prove_kernels, "_results", flipped)
+    monkeypatch.setattr(prove_kernels, "results_of", flipped)
     wrong = list(kernels.emulator(Clock(100)))
     assert [row["status"] for row in wrong] == ["WRONG", "ok"] and first["op"] == wrong[0]["op"] == "linear"
     assert not all(good for _, _, good in kernels.seen.values())
