@@ -26,9 +26,9 @@ class Tools:
     """subprocess.run and shutil.which; ``codes`` gives each tool's exit code, or an exception to raise."""
 
     def __init__(self, *codes: int | Exception, output: str = "ERROR SUMMARY: 0 errors\n") -> None:
-        self.codes, self.output, self.commands, self.timeouts = list(codes), output, [], []
-        self.commands: list[list[str]]
-        self.timeouts: list[float]
+        self.codes, self.output = list(codes), output
+        self.commands: list[list[str]] = []
+        self.timeouts: list[float] = []
 
     def which(self, name: str) -> str | None:
         return f"/usr/bin/{name}" if self.codes else None
