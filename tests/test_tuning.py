@@ -522,6 +522,17 @@ def test_a_bad_file_is_never_written_over() -> None:
     assert path.read_text() == "my notes"
 
 
+def test_an_entry_that_would_not_be_read_is_not_written() -> None:
+    path = user_file()
+    store.save(path, ARCH, [LINEAR])
+    for wrong in (replace(LINEAR, measured_us=0.0), replace(LINEAR, gpu=""), replace(LINEAR, m=True)):
+        with pytest.raises(TableError, match=r"entries\[\d\]"):
+            store.save(path, ARCH, [wrong])
+    with pytest.raises(ValueError):
+        store.save(path, ARCH, [replace(LINEAR, measured_us=math.nan)])
+    assert table.read(path) == GOOD
+
+
 def test_a_write_that_fails_leaves_the_old_table(monkeypatch: pytest.MonkeyPatch) -> None:
     path = user_file()
     store.save(path, ARCH, [LINEAR])

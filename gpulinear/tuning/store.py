@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..config import NUMERICS_VERSION
-from .entry import Entry, Table
+from .entry import Entry, Table, parse
 from .table import read
 
 
@@ -61,7 +61,7 @@ def save(path: Path, arch: str, entries: Iterable[Entry]) -> Table:
     """Add ``entries`` to the table in ``path`` and return it. Entries of another NUMERICS_VERSION are dropped.
 
     Raises:
-        TableError: what lies there is no table; it is left as it is.
+        TableError: what lies there is no table, or an entry breaks a rule; the file is left as it is.
         OSError: the directory cannot be made or written.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -71,5 +71,7 @@ def save(path: Path, arch: str, entries: Iterable[Entry]) -> Table:
         kept = {_identity(entry): entry for entry in (old.entries if old and current else ())}
         kept |= {_identity(entry): entry for entry in entries}
         table = Table(arch, NUMERICS_VERSION, tuple(sorted(kept.values(), key=_place)))
-        _replace(path, table.to_json())
+        text = table.to_json()
+        parse(text.encode())  # nothing is written that would not be read
+        _replace(path, text)
     return table

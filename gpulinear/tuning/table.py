@@ -11,7 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..cache import open_root, read_regular
-from ..config import NUMERICS_VERSION, vector_bytes
+from ..config import NUMERICS_VERSION
+from ..configs.base import pitch_a, pitch_b, vector_bytes
 from ..device import DeviceSpec
 from ..errors import TuningWarning
 from ..problem import Gemm
@@ -77,19 +78,15 @@ def layout_of(gemm: Gemm) -> str:
     return ("N" if gemm.a.row_major else "T") + ("T" if gemm.b.col_major else "N")
 
 
+def loads_of(gemm: Gemm) -> tuple[int, int]:
+    """The bytes that one load of A and one of B may take."""
+    return vector_bytes(gemm.a, pitch_a(gemm)), vector_bytes(gemm.b, pitch_b(gemm))
+
+
 def key_of(gemm: Gemm) -> Key:
     """What an entry must share with a problem whose operands lie as a kernel reads them."""
-    a, b = gemm.a, gemm.b
-    return make_key(
-        gemm.op,
-        layout_of(gemm),
-        gemm.dtype,
-        gemm.d.dtype,
-        gemm.precision,
-        vector_bytes(a, a.row_stride if a.row_major else a.col_stride),
-        vector_bytes(b, b.col_stride if b.col_major else b.row_stride),
-        {"m": gemm.m, "n": gemm.n, "k": gemm.k},
-    )
+    extents = {"m": gemm.m, "n": gemm.n, "k": gemm.k}
+    return make_key(gemm.op, layout_of(gemm), gemm.dtype, gemm.d.dtype, gemm.precision, *loads_of(gemm), extents)
 
 
 def serving(gemm: Gemm, spec: DeviceSpec, num_sms: int) -> Iterator[Entry]:
