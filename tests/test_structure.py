@@ -44,7 +44,10 @@ ALLOWED = {
     "check": {"backends", "gemm", "linear", "testing", "config", "views"},
     "train": {"device", "gemm", "launch", "layer", "errors", "views"},
     "info": {"", "ledger", "cache", "compile", "device", "errors", "gemm"},
-    "measure": {"", "compile", "device", "errors", "problem", "testing"},
+    "measure": {
+        *("", "backends", "calls", "compile", "config", "device", "errors", "gemm", "plan", "problem", "source"),
+        *("testing", "views"),
+    },
     "cli": {"", "check", "errors", "explain", "info", "train", "views"},
     "emulator": {"emulator"},
     "": {"errors", "explain", "gemm", "layer", "linear", "views"},

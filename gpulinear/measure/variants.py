@@ -1,0 +1,161 @@
+"""Which kernels there are to look at: every legal variant of every family, each with a small call that launches it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import gemm, testing
+from ..calls import BUILDERS
+from ..config import FAMILIES, SEGMENT, Config, GemmConfig
+from ..device import DeviceSpec
+from ..errors import BackendError
+from ..plan import Options, Plan
+from ..problem import ITEMSIZE, PRECISIONS
+from ..views import numpy_dtype
+
+DTYPES = tuple(ITEMSIZE)
+_UNTUNED = Options(tuned=False)  # what is looked at may not depend on the tables of this machine
+LAYOUTS = {"NT": "linear", "NN": "dgrad", "TN": "wgrad"}
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # by argument name
+
+
+@dataclass(frozen=True)
+class SmallCall:
+    """A call of a public function on arrays that it makes itself: aligned to 256 bytes, or seen through a ``view``.
+
+    ``view`` is a key of ``gpulinear.testing.VIEWS``, applied to every matrix input.
+    """
+
+    op: str
+    dtype: str
+    inputs: Shapes
+    outputs: Shapes
+    settings: tuple[tuple[str, Any], ...] = ()
+    view: str = "contiguous"
+    options: Options = _UNTUNED
+
+    def build(self) -> gemm.Call:
+        """The checked call, with random inputs and outputs full of NaN."""
+        dtype = numpy_dtype(self.dtype)
+        arrays = {
+            name: testing.VIEWS[self.view](testing.normal(shape, dtype, seed), np)
+            for seed, (name, shape) in enumerate(self.inputs)
+        }
+        outputs = {name: testing.poisoned(shape, dtype).array for name, shape in self.outputs}
+        return BUILDERS[self.op](**arrays, **outputs, **dict(self.settings))
+
+    def plan(self, call: gemm.Call, arch: str) -> Plan:
+        """What runs on ``arch``. BackendError where no kernel can."""
+        with gemm.planning(self.options):
+            return gemm.plan_call(call, DeviceSpec.preset(arch))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel: its config, and the step of a small call's plan that launches it."""
+
+    arch: str
+    config: Config
+    call: SmallCall
+    step: int
+    layout: str  # a key of LAYOUTS; empty for kernels that multiply no matrices
+    precision: str | None  # as the call's; None for what is not a choice
+
+    @property
+    def tile(self) -> str:
+        """The config's short name; empty for kernels that have one variant for each dtype."""
+        return str(getattr(self.config, "tile", ""))
+
+    @property
+    def name(self) -> str:
+        """Stable and unique, as in "gemm_simt NT 128x128x16/8x8 float32 sm_90a"."""
+        view = self.call.view if self.layout and self.call.view != "contiguous" else None
+        words = (self.config.family, self.layout, self.tile, self.call.dtype, self.precision, view, self.arch)
+        return " ".join(word for word in words if word)
+
+
+def _gemm_call(
+    layout: str, dtype: str, precision: str | None, view: str, sizes: Sequence[int], options: Options
+) -> SmallCall:
+    m, n, k = sizes
+    inputs: Shapes = {
+        "NT": (("x", (m, k)), ("weight", (n, k))),
+        "NN": (("dy", (m, k)), ("weight", (k, n))),
+        "TN": (("dy", (k, m)), ("x", (k, n))),
+    }[layout]
+    settings = (("precision", precision),) if precision else ()
+    return SmallCall(LAYOUTS[layout], dtype, inputs, (("out", (m, n)),), settings, view, options)
+
+
+def _gemm_calls(
+    arch: str, family: str, dtype: str, precision: str | None, view: str
+) -> Iterator[tuple[str, SmallCall]]:
+    """(layout, a call of one tile, a few k-tiles deep) for each legal variant of a family."""
+    for layout in LAYOUTS:
+        probe = _gemm_call(layout, dtype, precision, view, (128, 128, 128), Options(family=family, tuned=False))
+        try:
+            choices = probe.plan(probe.build(), arch).choices
+        except BackendError:  # the family has nothing for these operands on this arch
+            continue
+        for choice in choices:
+            if choice.refused is None:
+                config = choice.config
+                sizes = (config.block_m, config.block_n, max(64, 2 * config.block_k))
+                options = Options(family=family, tile=config.tile, splits=1, tuned=False)
+                yield layout, _gemm_call(layout, dtype, precision, view, sizes, options)
+
+
+def _other_calls(dtype: str) -> Iterator[SmallCall]:
+    """Calls that launch the kernels beside the matrix products."""
+    rows, cols = 128, 64
+    yield SmallCall("bgrad", dtype, (("dy", (rows, cols)),), (("out", (cols,)),))
+    inputs: Shapes = (("dy", (rows, cols)), ("x", (rows, 16)), ("weight", (cols, 16)), ("preact", (rows, cols)))
+    settings = (("needs", ("db",)), ("activation", "silu"))
+    yield SmallCall("linear_backward", dtype, inputs, (("db_out", (cols,)),), settings)
+    depth = SEGMENT["gemm_simt"] + 16
+    split = Options(family="gemm_simt", splits=2, tuned=False)
+    yield _gemm_call("NT", dtype, None, "contiguous", (32, 32, depth), split)
+    yield _gemm_call("NT", dtype, None, "columns_stepped", (rows, cols, 64), _UNTUNED)
+
+
+def variants(
+    arch: str,
+    families: Iterable[str] | None = None,
+    dtypes: Sequence[str] = DTYPES,
+    views: Sequence[str] = ("contiguous",),
+) -> list[Variant]:
+    """Every kernel that a plan for ``arch`` may launch, once each, those of matrix products first.
+
+    Args:
+        arch: such as "sm_90a".
+        families: only these; None: all.
+        dtypes: of the operands; float32 in every precision that has a kernel.
+        views: how the operands of a matrix product lie, keys of ``gpulinear.testing.VIEWS``. Aligned and misaligned
+            operands are served by different variants.
+    """
+    wanted = None if families is None else set(families)
+    found: dict[Config, Variant] = {}
+
+    def add(call: SmallCall, layout: str, precision: str | None) -> None:
+        for index, step in enumerate(call.plan(call.build(), arch).steps):
+            multiplies = isinstance(step.config, GemmConfig)
+            if (wanted is None or step.family in wanted) and multiplies == bool(layout):
+                variant = Variant(arch, step.config, call, index, layout, precision if multiplies else None)
+                found.setdefault(step.config, variant)
+
+    for family in FAMILIES:
+        for dtype in dtypes:
+            for precision in PRECISIONS if dtype == "float32" else (None,):
+                for view in views:
+                    for layout, call in _gemm_calls(arch, family, dtype, precision, view):
+                        add(call, layout, None if precision == "ieee" else precision)
+                        add(call, "", None)
+    for dtype in dtypes:
+        for call in _other_calls(dtype):
+            add(call, "", None)
+    return sorted(found.values(), key=lambda variant: not variant.layout)
