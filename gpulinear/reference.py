@@ -310,29 +310,46 @@ def planes(x: Array, precision: str) -> list[NDArray[np.float32]]:
     """The float32 array `x` as the planes that the kernels of `precision` multiply, largest first.
 
     tf32: [tf32(x)].  tf32x3: [hi, lo] with hi = tf32(x), lo = tf32(x - hi).
-    bf16x6: [p0, p1, p2], each the bfloat16 nearest to what the ones before leave over; where p0
-    would overflow a finite x it rounds toward zero. In the splits an Inf leaves NaN in the rest,
-    and bits below the smallest subnormal of the format (2**-133 for bfloat16) are lost.
+    bf16x6: [p0, p1, p2], each the bfloat16 nearest to what the ones before leave over.
+    In the splits (kernels/split_planes.cuh) the first plane of a finite x is kept finite, and that of a nonzero x
+    nonzero: where it would overflow it is the largest number of its format, where it would vanish the smallest. Inf
+    is kept in the last plane, behind a first plane of the same sign: Inf becomes (1, 0, Inf) and NaN (1, 0, NaN), so
+    that the products have Inf and NaN where IEEE has them. Bits below the smallest subnormal of the format (2**-133
+    for bfloat16, 2**-136 for tf32) are lost.
     """
     if x.dtype != np.float32:
         raise ValueError(f"precision {precision!r} needs float32 operands, got {x.dtype.name}")
     if precision == "tf32":
         return [round_tf32(x)]
-    if precision == "tf32x3":
-        high = round_tf32(x)
-        return [high, round_tf32(x - high)]
-    if precision == "bf16x6":
-        first = _bfloat16_plane(x)
-        overflow = np.isinf(first) & np.isfinite(x)
-        largest = np.float32(math.ldexp(255.0, 120))
-        first = np.where(overflow, np.copysign(largest, x), first)
-        second = _bfloat16_plane(x - first)
-        return [first, second, _bfloat16_plane(x - first - second)]
-    raise ValueError(f"precision must be None or one of {PRECISIONS}, got {precision!r}")
+    if precision not in _SPLITS:
+        raise ValueError(f"precision must be None or one of {PRECISIONS}, got {precision!r}")
+    count, largest, smallest = _SPLITS[precision]
+    rounded = round_tf32 if precision == "tf32x3" else _bfloat16_plane
+    finite = np.where(np.isfinite(x), x, np.float32(1.0))
+    least = np.where(finite == 0.0, np.float32(0.0), smallest)
+    first = np.copysign(np.clip(np.abs(rounded(finite)), least, largest), finite)
+    parts, rest = [first], finite - first
+    for _ in range(count - 1):
+        parts.append(rounded(rest))
+        rest = rest - parts[-1]
+    special = ~np.isfinite(x)
+    if special.any():
+        for plane in parts:
+            plane[special] = 0.0
+        parts[0][special] = np.copysign(np.float32(1.0), x[special])
+        parts[-1][special] = x[special]
+    return parts
 
 
 def _bfloat16_plane(x: Array) -> NDArray[np.float32]:
     return _round_bits(x, 8, -133).astype(np.float32)
+
+
+# The number of planes of a split, and the largest and smallest magnitude of the first of a nonzero number.
+_SPLITS = {
+    "tf32x3": (2, np.float32(math.ldexp(2047.0, 117)), np.float32(2.0**-136)),
+    "bf16x6": (3, np.float32(math.ldexp(255.0, 120)), np.float32(2.0**-133)),
+}
 
 
 def products(a: Array, b: Array, precision: str | None) -> list[tuple[Float64, Float64]]:

@@ -318,6 +318,7 @@ def test_bf16_planes_add_up_to_the_operand():
     first = bf16_bits(x)
     cut = (x.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
     first = np.where(np.isinf(first), cut, first)
+    first = np.where((first == 0) & (x != 0), np.copysign(np.float32(2.0**-133), x), first)
     second = bf16_bits(x - first)
     for got, want in zip(planes, (first, second, bf16_bits(x - first - second)), strict=True):
         assert got.dtype == np.float32 and (got == want).all() and np.isfinite(got).all()
@@ -350,10 +351,36 @@ def test_gemm_in_a_lower_precision_against_fractions(precision, order):
     assert (ieee == plain).all()
 
 
-def test_an_infinite_operand_of_a_split_is_nan_and_of_tf32_is_not():
+SPECIALS = [0.0, -0.0, 1.0, -1.5, 2.0**-149, -(2.0**-134), 3.4028234e38, -3.4e38, math.inf, -math.inf, math.nan]
+
+
+@pytest.mark.parametrize("precision", ["tf32x3", "bf16x6"])
+def test_splits_have_inf_and_nan_where_ieee_has_them(precision):
+    """Every pair of special values: the product is infinite, of the same sign, or NaN in the same places."""
+    a = np.array(SPECIALS, np.float32)[:, None]
+    with np.errstate(all="ignore"):
+        want = a.astype(np.float64) @ a.T.astype(np.float64)
+    got, _ = reference.gemm(a, a.T, precision=precision)
+    assert (np.isnan(got) == np.isnan(want)).all()
+    assert (np.isinf(got) == np.isinf(want)).all() and (got[np.isinf(got)] == want[np.isinf(want)]).all()
+    row = np.array([[math.inf, 2.0, -0.0]], np.float32)  # a finite term beside an infinite one does not show
+    assert reference.gemm(row, np.full((3, 1), -3.0, np.float32), precision=precision)[0] == -math.inf
+
+
+@pytest.mark.parametrize("precision", ["tf32x3", "bf16x6"])
+def test_planes_of_finite_numbers_are_finite_and_keep_their_sign(precision):
+    x = hostile_float32(2000, 3)
+    planes = reference.planes(x, precision)
+    assert all(np.isfinite(plane).all() for plane in planes)
+    assert ((planes[0] == 0) == (x == 0)).all() and (np.signbit(planes[0]) == np.signbit(x)).all()
+    smallest = 2.0**-134 if precision == "bf16x6" else 2.0**-137
+    rest = np.abs(sum(plane.astype(np.float64) for plane in planes) - x)
+    assert (rest <= np.maximum(smallest, np.abs(x.astype(np.float64)) * 2.0**-22)).all()
+
+
+def test_an_infinite_operand_of_tf32_stays_infinite():
     a, b = np.array([[math.inf]], np.float32), np.ones((1, 1), np.float32)
-    results = [reference.gemm(a, b, precision=p)[0][0, 0] for p in ("tf32", "tf32x3", "bf16x6")]
-    assert results[0] == math.inf and np.isnan(results[1:]).all()
+    assert reference.gemm(a, b, precision="tf32")[0][0, 0] == math.inf
 
 
 def test_an_unknown_activation_or_precision_is_refused():
