@@ -39,6 +39,9 @@ class Device(Protocol):
     def nothing(self) -> None:
         """Enqueue a kernel that does nothing."""
 
+    def flush_l2(self) -> None:
+        """Enqueue writing more memory than the L2 holds."""
+
     def record(self) -> Any:
         """Enqueue a timing event and return it."""
 

@@ -315,11 +315,13 @@ class _Stopwatch:
     def _graphs(
         self, device_us: Mapping[str, float], replays: Callable[[str, Callable[[], None]], bool]
     ) -> dict[str, float]:
-        """Microseconds of the device per call inside a replayed graph of many calls; no entry where there is none."""
+        """Microseconds of the device per call inside a replayed graph of many calls; no entry where there is none.
+
+        The L2 is flushed before each replay, so operands are as cold as in the other timings.
+        """
         graphs: dict[str, tuple[Callable[[], None], int]] = {}
         for name in [name for name in self.calls if name in device_us]:
             count = max(min(MOST_GRAPH_CALLS, int(GRAPH_US / device_us[name])), 1)
-            count = -(-count // self.sets) * self.sets  # every set equally often
             replay = self.device.capture(partial(self._enqueue, name, count))
             try:
                 if replay is not None and replays(name, replay):
@@ -334,6 +336,7 @@ class _Stopwatch:
                 replay, count = graphs[name]
                 self.device.synchronize()
                 spun = self.device.spin(GRAPH_US)
+                self.device.flush_l2()
                 start = self.device.record()
                 try:
                     replay()

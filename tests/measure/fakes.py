@@ -81,6 +81,10 @@ class FakeDevice:
     def nothing(self) -> None:
         self.work(self.enqueue_us, 2.0)
 
+    def flush_l2(self) -> None:
+        self.log.append(("flush",))
+        self.work(self.enqueue_us, 100.0)
+
     def record(self) -> Any:
         self._operation()
         self.host += self.enqueue_us

@@ -32,7 +32,7 @@ def batches(device: FakeDevice) -> list[list[tuple[str, int]]]:
             behind = True
         elif entry[0] == "synchronize":
             behind = False
-        elif behind:
+        elif behind and entry[0] != "flush":
             found[-1].append((entry[0], entry[1]))
     return [batch for batch in found if batch]
 
@@ -251,6 +251,16 @@ def test_where_the_clock_is_unknown_it_warms_up_for_the_whole_share() -> None:
 
 
 # ---- graphs ----
+
+
+def test_the_cache_is_cold_before_each_replay_and_a_graph_has_no_more_calls_than_it_needs() -> None:
+    device = FakeDevice()
+    call = FakeCall(device, "a")
+    found = run(device, call, sets=4096)
+    assert found.timings["a"].graph_us == pytest.approx(10.0)
+    assert call.calls[-stopwatch.MOST_GRAPH_CALLS :] == list(range(stopwatch.MOST_GRAPH_CALLS))
+    after = [entry[0] for entry in device.log[device.log.index(("flush",)) - 2 :]]
+    assert after == ["synchronize", "spin", "flush", "synchronize"] * stopwatch.REPEATS
 
 
 def test_no_graph_figure_where_nothing_can_be_captured() -> None:
