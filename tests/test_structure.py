@@ -30,7 +30,8 @@ ALLOWED = {
     "plan": {"config", "cost"},
     "tuning": {"cache", "config", "device", "errors", "problem"},
     "builder": {"config", "cost", "device", "errors", "params", "plan", "problem", "views"},
-    "planner": {"builder", "config", "cost", "device", "errors", "plan", "problem", "tuning"},
+    "splits": {"builder", "config", "configs", "cost", "problem"},
+    "planner": {"builder", "config", "cost", "device", "errors", "plan", "problem", "splits", "tuning"},
     "source": {"config", "params"},
     "compile": {"cache", "errors"},
     "launch": {"compile", "params", "plan", "source"},
@@ -46,7 +47,7 @@ ALLOWED = {
     "info": {"", "ledger", "cache", "compile", "device", "errors", "gemm"},
     "measure": {
         *("", "backends", "calls", "compile", "config", "device", "errors", "gemm", "plan", "problem", "source"),
-        *("testing", "views"),
+        *("reference", "testing", "views"),
     },
     "cli": {"", "check", "errors", "explain", "info", "train", "views"},
     "emulator": {"emulator"},

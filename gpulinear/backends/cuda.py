@@ -23,6 +23,11 @@ _kernels: dict[tuple[int, str], Any] = {}
 _captured: list[Any] = []
 
 
+def release_captured() -> None:
+    """Let go of the workspace of all captured graphs: only for who knows that none of them is replayed again."""
+    _captured.clear()
+
+
 @lru_cache(maxsize=64)
 def spec(device: int) -> DeviceSpec:
     """What the planner needs to know of GPU ``device``."""
