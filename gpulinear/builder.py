@@ -30,6 +30,7 @@ class Builder:
     top: int = 0
     reads: list[str] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
+    splits: dict[tuple[str, Matrix], Matrix] = field(default_factory=dict)  # planes by precision and operand (splits.py)
 
     def alloc(self, nbytes: int) -> Ref:
         """Workspace at a 256-byte boundary."""

@@ -12,6 +12,7 @@ from .configs.base import SEGMENT, GemmConfig, vector_bytes
 from .configs.simt import SIMT_TILES, GemmSimtConfig
 from .configs.small import ActGradConfig, ColumnSumConfig, OrderedReduceConfig, StridedCopyConfig
 from .device import DeviceSpec
+from .configs.split import SplitPlanesConfig
 from .errors import BackendError
 from .problem import Gemm
 
@@ -29,13 +30,14 @@ __all__ = [
     "StridedCopyConfig",
     "candidates",
     "family_of",
+    "SplitPlanesConfig",
     "vector_bytes",
 ]
 
 # Version of the numbers: raised when a change of kernel or order of reduction changes a result bit.
 NUMERICS_VERSION = 1
 
-Config = GemmConfig | ColumnSumConfig | ActGradConfig | OrderedReduceConfig | StridedCopyConfig
+Config = GemmConfig | ColumnSumConfig | ActGradConfig | OrderedReduceConfig | SplitPlanesConfig | StridedCopyConfig
 
 FAMILIES: dict[str, type[GemmConfig]] = {config.family: config for config in (GemmSimtConfig,)}
 

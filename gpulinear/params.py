@@ -86,6 +86,12 @@ PARAM_BLOCKS: dict[str, ParamBlock] = {
     "strided_copy": _block(
         "StridedCopyParams",
         ptr="src dst",
+    "split_planes": _block(
+        "SplitPlanesParams",
+        ptr="src dst",
+        i64="row_stride col_stride pitch",
+        i32="rows cols",
+    ),
         i64="shape:16 src_stride:16 dst_stride:16",
         i32="ndim reserved",
     ),

@@ -14,6 +14,7 @@ HEADERS = {
     "act_grad": "act_grad.cuh",
     "ordered_reduce": "ordered_reduce.cuh",
     "strided_copy": "strided_copy.cuh",
+    "split_planes": "split_planes.cuh",
 }
 
 

@@ -56,3 +56,11 @@ struct StridedCopyParams {
   long long shape[16], src_stride[16], dst_stride[16];
   int ndim, reserved;
 };
+// dst = the planes of src (split_planes.cuh): [planes][rows][pitch].
+struct SplitPlanesParams {
+  const void* src;  // float (rows, cols) by row_stride, col_stride
+  void* dst;        // pitch >= cols, a multiple of 4
+  long long row_stride, col_stride, pitch;
+  int rows, cols;
+};
+

@@ -1,0 +1,53 @@
+"""Plans the pass that splits a float32 operand into planes, once per call and operand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .builder import Builder, placed_name, readable, ref_of
+from .config import SplitPlanesConfig
+from .configs.base import vector_bytes
+from .configs.split import SPLITS
+from .cost import ceil_div
+from .problem import ITEMSIZE, Matrix
+
+# Rows of a plane start at whole sectors of global memory, so that a k-tile never reads a part of one.
+_SECTOR = 32
+
+
+def split(builder: Builder, operand: Matrix, precision: str) -> Matrix:
+    """The planes of an operand, one matrix after the other in the workspace, as the first of them.
+
+    They keep the operand's major and are dense up to the pitch: 32-byte rows, the next plane ``rows * pitch`` elements
+    on. Both gradients of a layer read dy: the same planes serve both.
+    """
+    # A single row of many columns is contiguous both ways: its long side becomes the row of a plane.
+    along_rows = (operand.col_stride == 1 and operand.cols > 1) or not operand.col_major
+    source = replace(operand if along_rows else operand.T, transposed=False)
+    key = (precision, source)
+    if key not in builder.splits:
+        builder.splits[key] = _split(builder, readable(builder, source, need_unit_stride=False), precision)
+    planes = builder.splits[key]
+    return planes if along_rows else planes.T
+
+
+def _split(builder: Builder, source: Matrix, precision: str) -> Matrix:
+    _, dtype, count = SPLITS[precision]
+    per_sector = _SECTOR // ITEMSIZE[dtype]
+    pitch = ceil_div(source.cols, per_sector) * per_sector
+    planes = builder.alloc(count * source.rows * pitch * ITEMSIZE[dtype])
+    config = SplitPlanesConfig(precision, vector_bytes(source, source.row_stride) if source.col_stride == 1 else 4)
+    name = source.buffer.partition("+")[0]
+    builder.step(
+        config,
+        ceil_div(source.rows * pitch, config.threads * config.elements_per_thread),
+        f"split {name} {source.rows}x{source.cols} into {count} {dtype} planes for {precision}, loads of {config.vec} B",
+        src=ref_of(source),
+        dst=planes,
+        row_stride=source.row_stride,
+        col_stride=source.col_stride,
+        rows=source.rows,
+        cols=source.cols,
+        pitch=pitch,
+    )
+    return Matrix(placed_name(planes), source.rows, source.cols, pitch, 1, dtype)
