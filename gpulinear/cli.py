@@ -1,4 +1,4 @@
-"""The command line: info, explain, check, train. Exit codes: 0 done, 1 a check failed, 2 bad usage, 3 cannot run here."""
+"""The command line. Exit codes: 0 done, 1 a check failed, 2 bad usage, 3 cannot run here."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from . import __version__
+from .cli_tune import tune
 from .errors import ArgumentError, DTypeError, GpuLinearError, KernelFault
 from .views import ShapeDtype
 
@@ -192,6 +193,9 @@ def train(
     for kernel, launches in sorted(result.kernels.items()):
         ran.add_row(kernel, str(launches))
     console.print(ran)
+
+
+app.command()(tune)
 
 
 def main() -> None:

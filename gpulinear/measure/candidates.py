@@ -10,6 +10,7 @@ from ..calls import BUILDERS
 from ..config import candidates
 from ..cost import ceil_div, predict
 from ..device import DeviceSpec
+from ..errors import BackendError
 from ..plan import Options
 from ..planner import split_options
 from ..problem import ITEMSIZE, Gemm, accumulator_dtype
@@ -18,8 +19,9 @@ from .case import Case
 from .operands import dtype_of, names_of, shape_of
 
 # A candidate is left out when its predicted time is more than this many times the least one: the cost model would have
-# to be wrong by that factor for it to win.
+# to be wrong by that factor for it to win. Below a few microseconds launching decides, which the model leaves out.
 PRUNED_BEYOND = 3.0
+LEAST_US = 5.0
 MOST_CANDIDATES = 32
 
 
@@ -69,19 +71,24 @@ def problem_of(case: Case) -> Gemm:
 def candidates_of(case: Case, spec: DeviceSpec) -> list[Candidate]:
     """The cost model's choice, then the others by predicted time.
 
-    Left out are those predicted to take more than ``PRUNED_BEYOND`` times as long as the choice, and those after the
-    first ``MOST_CANDIDATES``.
+    Left out are those predicted to take more than ``PRUNED_BEYOND`` times as long as the choice or as ``LEAST_US``,
+    whichever is longer, and those after the first ``MOST_CANDIDATES``.
 
     Raises:
         BackendError: no kernel can run the case on ``spec``.
     """
     gemm = problem_of(case)
     slab = gemm.m * gemm.n * ITEMSIZE[accumulator_dtype(gemm.dtype)]
+    variants = list(candidates(gemm, spec))
     found = [
         Candidate(config.family, config.tile, splits, 1e6 * predict(gemm, config, splits, spec, spec.sm_count).seconds)
-        for config, refused in candidates(gemm, spec)
+        for config, refused in variants
         if refused is None
         for splits in split_options(ceil_div(gemm.k, config.segment), slab, Options.workspace_limit)
     ]
+    if not found:
+        reasons = "; ".join(sorted({refused for _, refused in variants if refused}))
+        raise BackendError(f"no kernel can run {case.name} on {spec.arch}: {reasons}")
     found.sort(key=lambda candidate: candidate.predicted_us)  # stable: the planner's choice among equals stays first
-    return [item for item in found if item.predicted_us <= PRUNED_BEYOND * found[0].predicted_us][:MOST_CANDIDATES]
+    limit = PRUNED_BEYOND * max(found[0].predicted_us, LEAST_US)
+    return [candidate for candidate in found if candidate.predicted_us <= limit][:MOST_CANDIDATES]

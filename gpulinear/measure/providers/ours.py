@@ -29,10 +29,11 @@ class Ours:
 
     ours = True
 
-    def __init__(self, arch: str, family: str | None = None) -> None:
+    def __init__(self, arch: str, family: str | None = None, options: Options | None = None) -> None:
+        """Force a family, or, with ``options``, whatever the planner can be told."""
         self.name = f"gpulinear:{family}" if family else "gpulinear"
         self._arch = arch
-        with planning(Options(family=family)):
+        with planning(options or Options(family=family)):
             self._context = contextvars.copy_context()  # calls run in it: a forced family costs them nothing
         self._kernel = ""
 

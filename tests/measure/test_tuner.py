@@ -1,0 +1,554 @@
+"""Tuning on a fake GPU with a made-up clock: who wins, who may not, what a budget leaves, and what is written."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import gpulinear as gl
+from gpulinear import cli_tune, gemm, testing
+from gpulinear.cli import app
+from gpulinear.device import ARCHS, DeviceSpec
+from gpulinear.errors import ArgumentError, BackendError
+from gpulinear.measure import tuner
+from gpulinear.measure.candidates import (
+    LEAST_US,
+    MOST_CANDIDATES,
+    PRUNED_BEYOND,
+    Candidate,
+    candidates_of,
+    tunable,
+)
+from gpulinear.measure.case import Case
+from gpulinear.measure.cases import select
+from gpulinear.measure.device import DeviceLost
+from gpulinear.measure.operands import OperandSet, dtype_of, names_of, shape_of
+from gpulinear.measure.records import read, validate
+from gpulinear.measure.regret import regret_row, summarise
+from gpulinear.measure.stopwatch import Call, Rules, Timing
+from gpulinear.measure.tuner import Result, Unmeasured, entry_of, prepare_ours, tune, tune_case
+from gpulinear.plan import Options
+from gpulinear.tuning import table
+
+from .fakes import FakeDevice, Gone
+
+SPEC = DeviceSpec.preset("sm_90a")
+CASE = Case("linear", "float32", 48, 40, 4096)
+RULES = Rules(budget_s=0.2, warm_s=0.01)
+PROVENANCE: dict[str, Any] = {
+    "gpu": "a fake GPU",
+    "arch": "sm_90a",
+    "sms": SPEC.sm_count,
+    "driver": "13.0",
+    "cuda": "13.0",
+    "nvrtc": "13.0",
+    "cupy": "14.2",
+    "numpy": "2.1",
+    "python": "3.12",
+    "gpulinear": "0.1.0",
+    "commit": "0" * 40,
+    "dirty": False,
+    "time": "2026-01-02T03:04:05+00:00",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("GPULINEAR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(table, "shipped_path", lambda arch: tmp_path / f"{arch}.json")
+    gemm.reload_tuning()
+    yield
+    gemm.reload_tuning()
+
+
+@dataclass
+class Lab:
+    """Prepares fake candidates on a fake GPU. The numbers are microseconds of its made-up clock.
+
+    times: by the candidate's place in the list, or one for all others.  spread: relative, alternating.
+    """
+
+    device: FakeDevice = field(default_factory=FakeDevice)
+    times: dict[int, float] = field(default_factory=dict)
+    usual: float = 50.0
+    spread: float = 0.0
+    wrong: set[int] = field(default_factory=set)
+    idle: set[int] = field(default_factory=set)  # write nothing
+    uncompilable: set[int] = field(default_factory=set)
+    fails_at: dict[int, int] = field(default_factory=dict)  # the number of the call that raises
+    on_call: Callable[[], None] = lambda: None
+    calls: dict[int, int] = field(default_factory=dict)
+    threads: set[int] = field(default_factory=set)
+
+    def prepare(self, case: Case, candidate: Candidate, sets: Sequence[OperandSet]) -> Call:
+        place = candidates_of(case, SPEC).index(candidate)
+        self.threads.add(threading.get_ident())
+        if place in self.uncompilable:
+            raise gl.CompileError("it does not compile")
+
+        def call(index: int) -> None:
+            self.on_call()
+            count = self.calls[place] = self.calls.get(place, 0) + 1
+            if self.fails_at.get(place) == count:
+                raise ValueError("it fails")
+            if place not in self.idle:
+                for array in sets[index].outputs.values():
+                    array[...] = 1.0
+                    if place in self.wrong:
+                        array.reshape(-1)[-1:].view(f"i{array.itemsize}")[...] ^= 1
+            wiggle = 1 + self.spread * (-1) ** (count // 7)
+            self.device.work(1.0, self.times.get(place, self.usual) * wiggle)
+
+        return call
+
+    def tune(self, case: Case = CASE) -> Result | Unmeasured:
+        return tune_case(case, self.device, SPEC, self.prepare, RULES)
+
+    def result(self, case: Case = CASE) -> Result:
+        found = self.tune(case)
+        assert isinstance(found, Result), found
+        return found
+
+
+LISTED = candidates_of(CASE, SPEC)
+
+
+# ---- candidates --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_first_candidate_is_what_the_planner_takes(arch: str) -> None:
+    """The regret is the planner's own only if both choose alike, whatever the shape."""
+    spec = DeviceSpec.preset(arch)
+    checked = 0
+    for case in tunable(select("full"))[::37]:
+        try:
+            found = candidates_of(case, spec)
+        except BackendError:
+            continue
+        first, (output,) = names_of(case)
+        arrays = [gl.ShapeDtype(shape_of(case, name), dtype_of(case, name)) for name in first]
+        kwargs = {"precision": case.precision, "out_dtype": dtype_of(case, output)}
+        with gemm.planning(Options(tuned=False)):
+            plan = gl.explain(case.op, *arrays, arch=arch, **kwargs)
+        legal = [choice for choice in plan.choices if choice.refused is None and choice.cost is not None]
+        want = min(legal, key=lambda choice: choice.cost.seconds if choice.cost else math.inf)
+        assert (found[0].family, found[0].tile, found[0].splits) == (want.config.family, want.config.tile, want.splits)
+        with gemm.planning(found[-1].options):
+            forced = gl.explain(case.op, *arrays, arch=arch, **kwargs)
+        (step,) = [step for step in forced.steps if step.family == found[-1].family]
+        assert step.config.tile == found[-1].tile and f"{found[-1].splits} split(s)" in step.note
+        checked += 1
+    assert checked > 30
+
+
+def test_candidates_are_sorted_pruned_and_few() -> None:
+    split = 0
+    for case in tunable(select("main")):
+        if case.precision is not None:
+            continue
+        found = candidates_of(case, SPEC)
+        split += len({candidate.tile for candidate in found}) < len(found)  # several splits of a tile
+        times = [candidate.predicted_us for candidate in found]
+        assert times == sorted(times) and len(set(found)) == len(found) <= MOST_CANDIDATES
+        assert times[-1] <= PRUNED_BEYOND * max(times[0], LEAST_US)
+    assert split > 10
+
+
+def test_a_case_without_a_kernel_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpulinear.measure.candidates.candidates", lambda gemm, spec: [(object(), "it is Sunday")])
+    with pytest.raises(BackendError, match="linear float32 48x40x4096 on sm_90a: it is Sunday"):
+        candidates_of(CASE, SPEC)
+
+
+def test_only_plain_products_are_tuned_once_each() -> None:
+    cases = [
+        Case("linear", "float32", 5, 6, 7, bias=True, activation="gelu"),
+        Case("linear", "float32", 5, 6, 7, view="transposed"),
+        Case("linear", "float32", 5, 6, 7),
+        Case("backward", "bfloat16", 5, 6, 7, accumulate=True, out_dtype="float32"),
+        Case("wgrad", "bfloat16", 5, 6, 7, out_dtype="float32"),
+    ]
+    assert [case.name for case in tunable(cases)] == [
+        "linear float32 5x6x7",
+        "dgrad bfloat16 5x6x7",
+        "wgrad bfloat16->float32 5x6x7",
+    ]
+
+
+# ---- the winner --------------------------------------------------------------------------------
+
+
+def test_a_faster_candidate_wins_and_the_regret_is_the_models() -> None:
+    lab = Lab(times={0: 60.0, 2: 40.0})
+    result = lab.result()
+    assert result.chosen == LISTED[0] and result.best == result.winner == LISTED[2]
+    assert result.beyond_noise and result.regret == 60.0 / 40.0 - 1
+    assert set(result.timings) == set(LISTED) and not result.failures
+    assert result.timings[LISTED[2]].us_p50 == 40.0
+
+
+def test_the_cost_models_choice_wins_when_it_is_the_best_or_equal() -> None:
+    for times in ({0: 40.0}, {}):
+        result = Lab(times=times).result()
+        assert result.best == result.winner == LISTED[0]
+        assert result.regret == 0.0 and not result.beyond_noise
+
+
+def timing(p20: float, p50: float, p80: float) -> Timing:
+    return Timing(p20, p50, p80, 9, 0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("best", "wins"),
+    [
+        ((80.0, 90.0, 94.0), True),
+        ((80.0, 90.0, 95.0), False),
+        ((80.0, 90.0, 96.0), False),
+        ((80.0, 93.0, 200.0), False),
+    ],
+)
+def test_a_winner_must_beat_the_choice_by_more_than_the_noise(best: tuple[float, float, float], wins: bool) -> None:
+    """Its slow end against the fast end of the choice's."""
+    first, second = LISTED[:2]
+    result = Result(CASE, first, {first: timing(95.0, 100.0, 105.0), second: timing(*best)}, {})
+    assert result.best == second and result.beyond_noise == wins
+    assert result.winner == (second if wins else first)
+    assert result.regret == 100.0 / best[1] - 1  # measured is measured
+
+
+def test_a_difference_within_the_spread_of_the_clock_does_not_win() -> None:
+    assert Lab(times={0: 50.0, 1: 48.0}, spread=0.1).result().winner == LISTED[0]
+    assert Lab(times={0: 50.0, 1: 48.0}, spread=0.001).result().winner == LISTED[1]
+
+
+# ---- what may not win --------------------------------------------------------------------------
+
+
+def test_other_bits_never_win_however_fast() -> None:
+    result = Lab(wrong={1}, times={1: 1.0}).result()
+    assert result.winner == LISTED[0] and LISTED[1] not in result.timings
+    assert result.failures == {LISTED[1]: "WRONG: 1 of 7680 bytes of y differ from the cost model's choice"}
+
+
+def test_a_candidate_that_writes_nothing_is_wrong() -> None:
+    """It would pass if the outputs of the one before it were still there."""
+    result = Lab(idle={3}, times={3: 1.0}).result()
+    assert "WRONG: 7680 of 7680 bytes" in result.failures[LISTED[3]] and LISTED[3] not in result.timings
+
+
+def test_wrong_candidates_are_not_even_timed() -> None:
+    lab = Lab(wrong={1})
+    lab.tune()
+    assert lab.calls[1] == 1 and lab.calls[2] > 5
+
+
+def test_bits_are_compared_not_values() -> None:
+    nan, zero = np.array([np.nan], np.float32), np.array([0.0], np.float32)
+    assert (tuner._bytes(nan) == tuner._bytes(nan.copy())).all()
+    assert (tuner._bytes(nan) != tuner._bytes(-nan)).any() and (tuner._bytes(zero) != tuner._bytes(-zero)).any()
+
+
+def test_what_fails_is_dropped_and_said() -> None:
+    lab = Lab(uncompilable={1}, fails_at={2: 1, 3: 9}, times={1: 1.0, 2: 1.0, 3: 1.0})
+    result = lab.result()
+    assert result.failures == {
+        LISTED[1]: "CompileError: it does not compile",
+        LISTED[2]: "ValueError: it fails",
+        LISTED[3]: "ValueError: it fails",
+    }
+    assert set(result.timings) == set(LISTED) - set(LISTED[1:4])
+
+
+@pytest.mark.parametrize("lab", [Lab(uncompilable={0}), Lab(fails_at={0: 1}), Lab(fails_at={0: 12})], ids=str)
+def test_without_the_cost_models_choice_there_is_no_result(lab: Lab) -> None:
+    found = lab.tune()
+    assert isinstance(found, Unmeasured) and ("it fails" in found.reason or "not compile" in found.reason)
+
+
+def test_one_candidate_alone_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuner, "candidates_of", lambda case, spec: LISTED[:1])
+    assert Lab().result().regret == 0.0
+
+
+def test_a_case_too_large_for_the_memory_is_left_out() -> None:
+    found = Lab().tune(Case("linear", "float32", 2**17, 2**17, 64))
+    assert isinstance(found, Unmeasured) and "MemoryError" in found.reason
+
+
+def test_compiling_runs_in_threads() -> None:
+    lab = Lab()
+    lab.tune()
+    assert threading.get_ident() not in lab.threads
+
+
+# ---- budget and loss ---------------------------------------------------------------------------
+
+
+def many(count: int) -> list[Case]:
+    return [replace(CASE, tokens=32 + index) for index in range(count)]
+
+
+def test_the_budget_ends_the_run_and_what_is_left_is_named() -> None:
+    lab = Lab()
+    found = list(tune(many(6), lab.device, SPEC, 0.15, lab.prepare, RULES))
+    measured = [isinstance(one, Result) for one in found]
+    assert [one.case for one in found] == many(6)
+    assert measured[0] and not measured[-1] and measured == sorted(measured, reverse=True)
+    assert all("budget of 0.15 s" in one.reason for one in found if isinstance(one, Unmeasured))
+    assert lab.device.released == sum(measured)
+    begun = lab.device.now()
+    assert all(isinstance(one, Unmeasured) for one in tune(many(3), lab.device, SPEC, 0.0, lab.prepare, RULES))
+    assert lab.device.now() == begun
+
+
+@pytest.mark.parametrize("place", [0, 1, 5])
+def test_a_device_that_disappears_ends_the_run_and_keeps_what_was_found(place: int) -> None:
+    lab = Lab()
+    first, second = many(2)
+    seen: list[Case] = []
+
+    def vanish() -> None:
+        if len(seen) == 1 and lab.calls.get(place, 0) > before + 20:
+            lab.device.gone_after = 0
+
+    lab.on_call = vanish
+    before = 10**9
+    run = tune([first, second], lab.device, SPEC, 1e9, lab.prepare, RULES)
+    seen.append(next(run).case)
+    before = lab.calls[place]
+    with pytest.raises(DeviceLost):
+        list(run)
+    assert seen == [first]
+
+
+def test_a_device_that_disappears_in_the_check_of_bits_is_lost() -> None:
+    lab = Lab()
+
+    def vanish() -> None:
+        if lab.calls.get(1):
+            lab.device.gone_after = 0
+
+    lab.on_call = vanish
+    with pytest.raises(DeviceLost, match="stopped answering"):
+        lab.tune()
+    with pytest.raises(Gone):
+        lab.device.synchronize()
+
+
+# ---- entries and rows --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", ["linear", "dgrad", "wgrad"])
+@pytest.mark.parametrize("sizes", [(48, 40, 4096), (47, 39, 4097), (1, 64, 4096)])
+def test_an_entry_makes_the_planner_take_the_winner(op: str, sizes: tuple[int, int, int]) -> None:
+    case = Case(op, "float32", *sizes)
+    listed = candidates_of(case, SPEC)
+    place = min(3, len(listed) - 1)
+    entry = entry_of(Lab(times={place: 1.0}).result(case), PROVENANCE)
+    assert (entry.family, entry.tile, entry.splits) == (listed[place].family, listed[place].tile, listed[place].splits)
+    assert entry.measured_us == 1.0 and entry.predicted_us == listed[place].predicted_us
+    assert (entry.gpu, entry.sms, entry.commit, entry.time) == (
+        "a fake GPU",
+        SPEC.sm_count,
+        "0" * 40,
+        PROVENANCE["time"],
+    )
+    path = table.user_path("sm_90a")
+    assert path is not None
+    cli_tune.run([case], bench(Lab(times={place: 1.0})), 1e9, path, None, quiet=True)
+    (step, *_) = [step for step in explained(case).steps if step.family == entry.family]
+    assert step.config.tile == entry.tile and f"{entry.splits} split(s)" in step.note
+    assert sum(bool(choice.tuned) for choice in explained(case).choices) == 1
+
+
+def explained(case: Case) -> Any:
+    inputs, _ = names_of(case)
+    return gl.explain(case.op, *[gl.ShapeDtype(shape_of(case, name), case.dtype) for name in inputs], arch="sm_90a")
+
+
+def test_a_changed_tree_is_said_and_the_drivers_own_version_preferred() -> None:
+    changed = {**PROVENANCE, "dirty": True, "driver_release": "580.95.05"}
+    entry = entry_of(Lab().result(), changed)
+    assert entry.commit == "0" * 40 + "-dirty" and entry.driver == "580.95.05"
+
+
+def test_rows_of_regret_are_rows_of_the_bench() -> None:
+    lab = Lab(times={0: 60.0, 2: 40.0}, wrong={4})
+    row = regret_row(lab.result(), "a" * 32, PROVENANCE)
+    validate(row)
+    assert (row["us_chosen"], row["us_best"], row["candidates"]) == (60.0, 40.0, len(LISTED) - 1)
+    assert row["chosen"] == LISTED[0].name and row["best"] == LISTED[2].name and row["beyond_noise"] is True
+    assert row["sm_clock_mhz"] == 1000.0 and "temperature_c" not in row
+    assert row["us_predicted"] == LISTED[0].predicted_us
+
+
+def test_the_summary_of_regret() -> None:
+    first, second = LISTED[:2]
+
+    def one(tokens: int, regret: float) -> Result:
+        times = {first: timing(*(3 * [100.0 * (1 + regret)])), second: timing(100.0, 100.0, 100.0)}
+        return Result(replace(CASE, tokens=tokens), first, times, {})
+
+    total = summarise([one(tokens, tokens / 64) for tokens in range(1, 12)])  # exact in binary
+    assert total is not None
+    assert total.cases == total.beyond_noise == 11
+    np.testing.assert_allclose([total.median, total.p90, total.worst], [6 / 64, 10 / 64, 11 / 64], rtol=2**-48)
+    assert total.worst_name == "linear float32 11x40x4096"
+    assert summarise([]) is None
+
+
+# ---- the real kernels --------------------------------------------------------------------------
+
+
+def test_every_candidate_of_the_planner_gives_the_same_bits(compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels in the emulator, called as on a GPU: twice each, for the check; the times are made up."""
+    monkeypatch.setenv("GPULINEAR_HOST_BACKEND", "emulator")
+    case = Case("dgrad", "float32", 5, 1029, 20)
+    lab, ours = Lab(), prepare_ours("sm_90a")
+    outputs: dict[Candidate, Any] = {}
+
+    def prepare(case: Case, candidate: Candidate, sets: Sequence[OperandSet]) -> Call:
+        real, fake = ours(case, candidate, sets), lab.prepare(case, candidate, sets)
+        seen: list[int] = []
+
+        def call(index: int) -> None:
+            if len(seen) < 2:  # the first candidate is held against itself
+                real(index)
+                outputs.setdefault(candidate, sets[index].outputs["dx"].copy())
+            else:
+                fake(index)
+            seen.append(index)
+
+        return call
+
+    result = tune_case(case, lab.device, SPEC, prepare, RULES)
+    assert isinstance(result, Result) and not result.failures
+    count = len(candidates_of(case, SPEC))
+    assert len(result.timings) == len(outputs) == count > 3
+    first, *others = outputs.values()
+    for other in others:
+        testing.assert_same_bits(other, first)
+    assert np.isfinite(first).all() and first.any()
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+def bench(lab: Lab) -> cli_tune.Bench:
+    return cli_tune.Bench(lab.device, SPEC, PROVENANCE, lab.prepare)
+
+
+def command(*args: str, lab: Lab | None = None, monkeypatch: pytest.MonkeyPatch | None = None) -> Any:
+    if monkeypatch is not None and lab is not None:
+        monkeypatch.setattr(cli_tune, "open_bench", lambda: bench(lab))
+    return CliRunner().invoke(app, ["tune", *args])
+
+
+SHAPE = ("--shape", "48x40x4096", "--dtypes", "float32")
+
+
+def test_a_dry_run_lists_predictions_as_predictions() -> None:
+    text = " ".join(command(*SHAPE, "--dry-run").output.split())
+    assert "nothing was measured" in text and "predicted us" in text and "no claim of speed" in text
+    found = json.loads(command(*SHAPE, "--dry-run", "--json", "--ops", "linear").output)
+    assert found["measured"] is False
+    (row,) = found["cases"]
+    assert row["case"] == CASE.name and len(row["candidates"]) == len(LISTED)
+    assert "bf16x6" in command("--shape", "48x40x4096", "--dry-run", "--json").output
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_tune, "why_no_gpu", lambda: "there is none")
+    with pytest.raises(BackendError, match=r"needs a GPU: there is none\. --dry-run"):
+        cli_tune.open_bench()
+    found = command(*SHAPE)
+    assert isinstance(found.exception, BackendError)  # which the entry point turns into exit code 3
+
+
+@pytest.mark.parametrize(
+    ("args", "rule"),
+    [
+        (("--shape", "48x40"), "TOKENSxOUTxIN"),
+        (("--shape", "48x40x-1"), "TOKENSxOUTxIN"),
+        (("--shape", "0x40x40"), "at least 1"),
+        (("--shape", "4x4x4", "--tier", "quick"), "exclude each other"),
+        (("--shape", "4x4x4", "--ops", "backward"), "ops must be among linear, dgrad, wgrad, got backward"),
+        (("--shape", "4x4x4", "--dtypes", "int8"), "dtypes must be among"),
+        (("--tier", "huge"), "tier must be among"),
+    ],
+)
+def test_bad_usage_names_the_rule(args: tuple[str, ...], rule: str) -> None:
+    found = command(*args, "--dry-run")
+    assert isinstance(found.exception, ArgumentError) and rule in str(found.exception)
+
+
+def test_the_winners_go_to_the_users_table_and_the_rows_to_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Lab(times={0: 60.0, 2: 40.0})
+    found = command(*SHAPE, "--results", str(tmp_path / "results"), lab=lab, monkeypatch=monkeypatch)
+    assert found.exit_code == 0, found.output
+    assert "median 50.0 %" in found.output and "3 entries written" in found.output
+    path = table.user_path("sm_90a")
+    assert path is not None
+    written = table.read(path)
+    assert written is not None and {entry.op for entry in written.entries} == {"linear", "dgrad", "wgrad"}
+    (file,) = (tmp_path / "results").glob("a-fake-gpu/2026-01-02-0000000.jsonl")
+    assert [row.data["kind"] for row in read(file)] == ["regret"] * 3
+    assert len({row.data["run"] for row in read(file)}) == 1
+
+
+def test_shipping_writes_the_packages_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = command(*SHAPE, "--ship", "--json", lab=Lab(), monkeypatch=monkeypatch)
+    assert found.exit_code == 0
+    assert json.loads(found.stdout)["table"] == str(table.shipped_path("sm_90a"))
+    assert table.read(table.shipped_path("sm_90a")) is not None
+    user = table.user_path("sm_90a")
+    assert user is not None and not user.exists()
+
+
+def test_wrong_bits_are_reported_and_fail_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = command(*SHAPE, lab=Lab(wrong={1}), monkeypatch=monkeypatch)
+    assert found.exit_code == 1 and "WRONG" in found.output and LISTED[1].name in found.output
+
+
+def test_a_lost_device_is_reported_and_what_was_found_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab()
+
+    def vanish() -> None:
+        if lab.device.released == 1:
+            lab.device.gone_after = 0
+
+    lab.on_call = vanish
+    found = command(*SHAPE, lab=lab, monkeypatch=monkeypatch)
+    assert found.exit_code == 1 and "stopped" in found.output and "1 entries written" in found.output
+    path = table.user_path("sm_90a")
+    assert path is not None
+    kept = table.read(path)
+    assert kept is not None and len(kept.entries) == 1
+
+
+def test_a_table_that_cannot_be_added_to_is_said_before_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = table.user_path("sm_90a")
+    assert path is not None
+    path.parent.mkdir()
+    path.write_text("my notes")
+    lab = Lab()
+    found = command(*SHAPE, lab=lab, monkeypatch=monkeypatch)
+    assert isinstance(found.exception, ArgumentError) and str(path) in str(found.exception)
+    assert not lab.calls and path.read_text() == "my notes"
+
+
+def test_a_spent_budget_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = command(*SHAPE, "--budget", "0", lab=Lab(), monkeypatch=monkeypatch)
+    assert found.exit_code == 0 and found.output.count("not measured") == 3 and "0 entries" in found.output
