@@ -2,6 +2,8 @@
 // twin; every generated source asserts that sizes and offsets agree.
 #pragma once
 
+#include "common/types.cuh"
+
 enum Activation { kNone = 0, kRelu = 1, kGelu = 2, kGeluTanh = 3, kSilu = 4 };
 
 // D (m, n) = act(A (m, k) B (k, n) + bias), or D += A B.
@@ -17,6 +19,23 @@ struct GemmParams {
   int activation, accumulate;
   int splits, segments_per_split;  // blocks along K, and the segments each of them sums
   int tiles_m, tiles_n, group;     // block tiles, and how many tiles of M share a strip of B
+};
+
+// The same on sm_90a. A map's boxes are those of wgmma/tile.cuh; of D and preact, 64 x 64.
+struct GemmWgmmaParams {
+  TensorMap map_a;                  // In (m, k)
+  TensorMap map_b;                  // In (k, n)
+  TensorMap map_d;                  // Out (m, n); only read where the kernel stores by TMA
+  TensorMap map_preact;             // Out (m, n), likewise
+  void* d;                          // Out (m, n): d[i * ldd + j]
+  const void* bias;                 // Bias (n), or null
+  void* preact;                     // Out (m, n): preact[i * ldp + j], or null
+  float* slabs;                     // [segments][m][n], or null where no sum is left to ordered_reduce
+  long long ldd, ldp, bias_stride;  // elements
+  int m, n, k;
+  int activation, accumulate;
+  int segments;                 // of K; of a running total, not read
+  int tiles_m, tiles_n, group;  // cluster tiles, and how many tiles of M share a strip of B
 };
 
 // out (cols) = column sums of x (rows, cols).
@@ -49,13 +68,6 @@ struct OrderedReduceParams {
   int m, n, count, activation, accumulate, reserved;
 };
 
-// dst = src, element by element, over one shape and two sets of byte strides.
-struct StridedCopyParams {
-  const void* src;
-  void* dst;
-  long long shape[16], src_stride[16], dst_stride[16];
-  int ndim, reserved;
-};
 // dst = the planes of src (split_planes.cuh): [planes][rows][pitch].
 struct SplitPlanesParams {
   const void* src;  // float (rows, cols) by row_stride, col_stride
@@ -64,3 +76,10 @@ struct SplitPlanesParams {
   int rows, cols;
 };
 
+// dst = src, element by element, over one shape and two sets of byte strides.
+struct StridedCopyParams {
+  const void* src;
+  void* dst;
+  long long shape[16], src_stride[16], dst_stride[16];
+  int ndim, reserved;
+};

@@ -10,6 +10,11 @@ struct Bfloat16 {
   unsigned short bits;
 };
 
+// The driver's CUtensorMap: where a matrix lies, and the box that one TMA instruction copies. Opaque to a kernel.
+struct alignas(64) TensorMap {
+  char bytes[128];
+};
+
 // ---- storage -> accumulator, exact ----
 
 template <class Acc>

@@ -1,0 +1,163 @@
+// GEMM on Hopper's tensor cores: D = act(A B + bias) for float16 and bfloat16, all four pairs of majors.
+//
+// A reader who knows CUDA but not Hopper needs six words:
+//   warpgroup     four consecutive warps that execute one wgmma together. The accumulators of a 64-row tile are
+//                 spread over their 128 threads (wgmma/epilogue.cuh says how).
+//   wgmma         multiplies two tiles in shared memory, asynchronously: it is issued, committed in groups, and
+//                 waited for like cp.async (common/wgmma.cuh, wgmma/mainloop.cuh).
+//   descriptor    64 bits that tell wgmma where a tile lies and how it is swizzled (wgmma/tile.cuh).
+//   TMA           copies a box of a matrix to shared memory when one thread asks for it. A tensor map, made on the
+//                 host, holds address, shape and strides: beyond the edges of the matrix it delivers zeros.
+//   mbarrier      a barrier in shared memory that also counts bytes which TMA has delivered. Its phase, even or
+//                 odd, is the only thing that a waiting thread has to know (wgmma/ring.cuh).
+//   proxy         ordinary loads and stores are the generic proxy; TMA and wgmma are the async proxy, which does
+//                 not see the generic one's writes by itself. A proxy fence stands where data goes from one to the
+//                 other: after mbarrier.init, and before TMA stores what threads wrote (wgmma/epilogue.cuh). TMA
+//                 to wgmma needs none: both are async, and the full barrier orders them.
+//
+// Roles      Warpgroup 0 is the producer: one thread of it fills a ring of kStages k-tiles (wgmma/producer.cuh)
+//            and its other registers go to the kConsumers consumer warpgroups, 64 rows of the tile each
+//            (wgmma/mainloop.cuh, wgmma/epilogue.cuh). All of them walk one list of tiles (wgmma/scheduler.cuh),
+//            so that the ring runs full across tiles, and a tile's stores overlap the next one's loads.
+// Reduction  K is cut into segments of kSegment. Inside one an output is one chain of wgmma steps of 16, k
+//            ascending, from +0. kRunningTotal: the sums are added ascending, in registers (beyond 104 per thread
+//            in shared memory). Otherwise each item of work is one segment, and its sum is finished (K <= S) or
+//            goes to a slab for ordered_reduce. Nothing here depends on tile, stages, cluster or grid.
+// Threads    128 (1 + kConsumers). Tile kBlockM = 64 kConsumers by kBlockN, k-tiles of 64.
+// Smem       kStages * 128 (kBlockM + kBlockN) + kConsumers * max(16384, the totals kept there) + 16 kStages bytes.
+// Registers  kBlockN / 2 accumulators, and with kRunningTotal up to 104 totals.
+// Needs      maps of A and B: bases and pitches in multiples of 16 bytes. kTmaStore: the same of D and preact.
+#pragma once
+
+#include "wgmma/epilogue.cuh"
+#include "wgmma/mainloop.cuh"
+#include "wgmma/producer.cuh"
+
+// ---- the running total over segments ----
+
+// kBlockN / 2 totals per thread: the first kInRegisters of them in registers, the rest in shared memory, where
+// consecutive threads lie in consecutive banks. The total starts as what an accumulating output holds, else as +0.
+template <class Config>
+struct RunningTotal {
+  static constexpr int kValues = Config::kBlockN / 2;
+  static constexpr int kInRegisters = !Config::kRunningTotal ? 0 : kValues <= 104 ? kValues : 64;
+  static constexpr int kBytes = Config::kRunningTotal ? (kValues - kInRegisters) * 128 * 4 : 0;
+
+  const Epilogue<Config>& epilogue;
+  float registers[kInRegisters > 0 ? kInRegisters : 2];
+
+  __device__ __forceinline__ float* shared(int i) const {
+    return epilogue.scratch + 128 * (i - kInRegisters) + epilogue.thread;
+  }
+
+  // Before the first segment: what is kept in registers.
+  __device__ __forceinline__ void start(const WorkItem& work) {
+#pragma unroll
+    for (int i = 0; i < kInRegisters; ++i) registers[i] = 0.0f;
+    if (kInRegisters > 0 && epilogue.p.accumulate) epilogue.load_previous(work, registers);
+  }
+
+  // sum = total + sum. Also a single sum is added to +0: a -0 becomes +0, as the zeros that fill up a ragged k-tile
+  // would make it.
+  __device__ __forceinline__ void add_to(const WorkItem& work, bool first, float (&sum)[kValues]) const {
+#pragma unroll
+    for (int i = 0; i < kInRegisters; ++i) sum[i] = add_rn(registers[i], sum[i]);
+    if (!first) {
+#pragma unroll
+      for (int i = kInRegisters; i < kValues; ++i) sum[i] = add_rn(*shared(i), sum[i]);
+    } else if (kInRegisters < kValues && epilogue.p.accumulate) {
+      epilogue.template add_previous<kInRegisters>(work, sum);
+    } else {
+#pragma unroll
+      for (int i = kInRegisters; i < kValues; ++i) sum[i] = add_rn(0.0f, sum[i]);
+    }
+  }
+
+  // The total is this sum, and more segments follow.
+  __device__ __forceinline__ void keep(bool first, const float (&sum)[kValues]) {
+    if (kBytes > 0 && first) epilogue.reclaim();
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+      if (i < kInRegisters) {
+        registers[i] = sum[i];
+      } else {
+        *shared(i) = sum[i];
+      }
+    }
+  }
+};
+
+// ---- shared memory ----
+
+template <class Config>
+struct WgmmaSmem {
+  static constexpr int kPerConsumer =
+      RunningTotal<Config>::kBytes > kStageBytes ? RunningTotal<Config>::kBytes : kStageBytes;
+  static constexpr int kStaging = Ring<Config>::kBytes;
+  static constexpr int kBarriers = kStaging + Config::kConsumers * kPerConsumer;
+  static constexpr int kBytes = kBarriers + Ring<Config>::kBarrierBytes;
+};
+
+template <class Config>
+__device__ constexpr int gemm_wgmma_smem_bytes() {
+  return WgmmaSmem<Config>::kBytes;
+}
+
+// ---- the consumers ----
+
+template <class Config>
+__device__ __forceinline__ void consume(const GemmWgmmaParams& p, const Ring<Config>& ring,
+                                        Scheduler<Config> scheduler, char* staging, int consumer,
+                                        int thread) {
+  constexpr int kValues = Config::kBlockN / 2;
+  Epilogue<Config> epilogue{p, shared_address(staging), reinterpret_cast<float*>(staging), consumer, thread};
+  RunningTotal<Config> total{epilogue};
+  RingPlace<Config::kStages> place;
+  WorkItem work;
+  while (scheduler.next(work)) {
+    float acc[kValues] = {};  // not read by the first wgmma, but the compiler cannot know
+    total.start(work);
+    for (int k = work.k_begin;;) {
+      const int depth = min(work.k_end - k, Config::kSegment);
+      multiply_segment<Config>(ring, place, (depth + kDepth - 1) / kDepth, consumer, thread, acc);
+      const bool first = k == work.k_begin;
+      total.add_to(work, first, acc);
+      k += Config::kSegment;
+      if (!Config::kRunningTotal || k >= work.k_end) break;
+      total.keep(first, acc);
+    }
+    if (!Config::kRunningTotal && p.segments > 1) {
+      epilogue.store_slab(work, acc);
+    } else {
+      epilogue.store(work, acc);
+    }
+  }
+  epilogue.finish_stores();
+}
+
+// ---- the kernel ----
+
+template <class Config>
+__device__ __forceinline__ void gemm_wgmma(const GemmWgmmaParams& p) {
+  static_assert(Config::kBlockM == 64 * Config::kConsumers, "a consumer has 64 rows");
+  static_assert(Config::kSegment % kDepth == 0, "a segment holds whole k-tiles");
+  using Smem = WgmmaSmem<Config>;
+  extern __shared__ __align__(1024) char smem[];  // the swizzle's pattern repeats every 1024 bytes
+  const Ring<Config> ring{shared_address(smem), shared_address(smem + Smem::kBarriers)};
+  const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0), thread = threadIdx.x % 128;
+  const Scheduler<Config> scheduler{p, Config::kCluster > 1 ? static_cast<int>(cluster_rank()) : 0};
+
+  if (threadIdx.x == 0) ring.init();
+  sync_cluster<Config::kCluster>();  // the barriers exist, in every CTA that may arrive at them
+
+  if (warpgroup == 0) {
+    if constexpr (Config::kConsumers > 1) setmaxnreg_dec<Config::kProducerRegisters>();
+    if (thread == 0) produce<Config>(p, ring, scheduler);
+  } else {
+    if constexpr (Config::kConsumers > 1) setmaxnreg_inc<Config::kConsumerRegisters>();
+    char* staging = smem + Smem::kStaging + (warpgroup - 1) * Smem::kPerConsumer;
+    consume<Config>(p, ring, scheduler, staging, warpgroup - 1, thread);
+  }
+  // A CTA's shared memory must outlive the copies and arrivals that come from others.
+  if constexpr (Config::kCluster > 1) cluster_sync();
+}

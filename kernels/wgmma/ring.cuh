@@ -1,0 +1,62 @@
+// The ring of k-tiles between the producer and the consumers, and its mbarriers.
+//
+// A slot has two barriers. `full` ends a phase when the producer has announced the slot's bytes and TMA has
+// delivered all of them; `empty` when every consumer has read the slot. Phases are counted by one bit: waiting
+// for parity P returns once the phase of parity P has ended. Whoever walks round the ring flips the bit each time
+// it passes slot 0, and nothing else needs to be remembered. A new barrier is in phase 0, so that the phase
+// before it, of parity 1, counts as ended: a producer that starts with parity 1 finds all slots empty.
+#pragma once
+
+#include "common/ptx_sm90.cuh"
+#include "wgmma/tile.cuh"
+
+template <class Config>
+struct Ring {
+  using TileA = WgmmaTile<Config::kMajorA, Config::kBlockM, 1>;
+  using TileB = WgmmaTile<Config::kMajorB, Config::kBlockN, Config::kCluster>;
+  static constexpr int kStages = Config::kStages;
+  static constexpr int kSlotBytes = TileA::kBytes + TileB::kBytes;
+  static constexpr int kBytes = kStages * kSlotBytes;
+  static constexpr int kBarrierBytes = kStages * 16;
+
+  unsigned tiles, barriers;  // shared addresses
+
+  __device__ __forceinline__ unsigned a(int slot) const { return tiles + slot * kSlotBytes; }
+  __device__ __forceinline__ unsigned b(int slot) const { return a(slot) + TileA::kBytes; }
+  __device__ __forceinline__ unsigned full(int slot) const { return barriers + 16 * slot; }
+  __device__ __forceinline__ unsigned empty(int slot) const { return barriers + 16 * slot + 8; }
+
+  // By one thread, before anybody uses the ring.
+  __device__ __forceinline__ void init() const {
+    for (int slot = 0; slot < kStages; ++slot) {
+      mbarrier_init(full(slot), 1);  // the producer; the bytes are counted apart
+      // Every consumer warpgroup of every CTA: a slot is filled by multicast from all of them.
+      mbarrier_init(empty(slot), Config::kConsumers * Config::kCluster);
+    }
+    fence_mbarrier_init();
+  }
+
+  // One thread of a consumer warpgroup says that the warpgroup has read a slot.
+  __device__ __forceinline__ void release(int slot) const {
+    if constexpr (Config::kCluster == 1) {
+      mbarrier_arrive(empty(slot));
+    } else {
+#pragma unroll
+      for (int rank = 0; rank < Config::kCluster; ++rank) mbarrier_arrive_at(empty(slot), rank);
+    }
+  }
+};
+
+// Where somebody is on the way round the ring.
+template <int kStages>
+struct RingPlace {
+  int slot = 0;
+  unsigned parity = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++slot == kStages) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};
