@@ -281,10 +281,10 @@ def overlap(first: ArrayView, second: ArrayView) -> bool:
 
 
 def check_overlaps(outputs: Sequence[ArrayView], inputs: Sequence[ArrayView]) -> None:
-    """ArgumentError where an output overlaps an input or another output."""
+    """ArgumentError where an output overlaps an input or another output. What need not exist overlaps nothing."""
     for index, out in enumerate(outputs):
         for other in (*inputs, *outputs[index + 1 :]):
-            if overlap(out, other):
+            if out.array is not None and other.array is not None and overlap(out, other):
                 raise ArgumentError(
                     f"{out.name} overlaps {other.name} in memory; outputs may share memory with nothing but disjoint "
                     f"column ranges of one buffer with the same row stride; pass a copy or another buffer"

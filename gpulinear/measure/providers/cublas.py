@@ -106,12 +106,13 @@ class CublasGemmEx:
         """Arguments of every set ahead of time: a call is one call of the binding for each product."""
         compute = "tf32" if case.precision == "tf32" else case.dtype
         self._kernel = epilogue.describe(case)
-        work = [[self._arguments(product, compute) for product in products(case, one)] for one in sets]
+        # The arrays are kept beside their addresses: they live as long as the call does.
+        work = [(one, [self._arguments(product, compute) for product in products(case, one)]) for one in sets]
         gemm = self._gemm
         if not epilogue.wanted(case):
 
             def call(i: int) -> None:
-                for arguments in work[i]:
+                for arguments in work[i][1]:
                     gemm(*arguments)
 
             return call
@@ -119,7 +120,7 @@ class CublasGemmEx:
         operands = [(one.outputs["y"], *([one.inputs["bias"]] if case.bias else []), one.outputs["y"]) for one in sets]
 
         def call_and_finish(i: int) -> None:
-            gemm(*work[i][0])
+            gemm(*work[i][1][0])
             finish(*operands[i])
 
         return call_and_finish

@@ -168,12 +168,13 @@ class CublasLt:
             right, left, out = product.right.data.ptr, product.left.data.ptr, product.out.data.ptr
             beta = one if product.accumulate else zero
             description = descriptions[i % distinct]
-            arguments.append((self._handle, description, one, right, a, left, b, beta, out, d, out, d))
+            operands = (product, biases[i])  # kept beside their addresses: they live as long as the call does
+            arguments.append((operands, (self._handle, description, one, right, a, left, b, beta, out, d, out, d)))
         matmul, workspace = self._lt.matmul, self._workspace.data.ptr
         stream = self._cupy.cuda.get_current_stream
 
         def make(algorithm: int, size: int) -> Callable[[int], None]:
-            return lambda i: matmul(*arguments[i], algorithm, workspace, size, stream().ptr)
+            return lambda i: matmul(*arguments[i][1], algorithm, workspace, size, stream().ptr)
 
         return [make(*proposal) for proposal in proposals], [algorithm for algorithm, _ in proposals]
 

@@ -10,7 +10,8 @@ _ACTIVATION = {
     None: "v",
     "relu": "v > 0 ? v : acc(0)",
     "gelu": "v * acc(0.5) * (acc(1) + erf(v * acc(0.70710678118654752)))",
-    "gelu_tanh": "v * acc(0.5) * (acc(1) + tanh(acc(0.79788456080286536) * (v + acc(0.044715) * v * v * v)))",
+    # v (1 + tanh u) / 2 = v / (1 + exp(-2 u)), with 2 u = 2 sqrt(2 / pi) (v + 0.044715 v^3)
+    "gelu_tanh": "v / (acc(1) + exp(acc(-1.5957691216057308) * (v + acc(0.044715) * v * v * v)))",
     "silu": "v / (acc(1) + exp(-v))",
 }
 
