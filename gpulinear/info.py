@@ -8,9 +8,12 @@ from typing import Any
 
 from . import __version__, ledger
 from .cache import cache_dir
-from .device import why_no_gpu
+from .config import NUMERICS_VERSION
+from .device import ARCHS, why_no_gpu
 from .errors import GpuLinearError
 from .gemm import current_host_backend
+from .tuning.entry import TableError
+from .tuning.table import read, shipped_path, user_path
 
 
 def _version(*packages: str) -> str | None:
@@ -71,6 +74,21 @@ def _ledger() -> str:
     return f"{len(entries)} on {gpus}; all others emulated only"
 
 
+def _tuning_tables() -> list[str]:
+    tables = []
+    for arch in ARCHS:
+        for path in (user_path(arch), shipped_path(arch)):
+            try:
+                found = None if path is None else read(path)
+            except TableError as error:
+                tables.append(f"{path} is ignored: {error}")
+                continue
+            if found is not None:
+                stale = "" if found.numerics_version == NUMERICS_VERSION else ", of another NUMERICS_VERSION: ignored"
+                tables.append(f"{path}: {len(found.entries)} entries{stale}")
+    return tables or ["none: the cost model chooses"]
+
+
 def collect() -> dict[str, Any]:
     """Everything ``gpulinear info`` prints, as plain values."""
     nvrtc, no_nvrtc = _nvrtc()
@@ -85,6 +103,7 @@ def collect() -> dict[str, Any]:
         "driver CUDA": driver,
         "devices": devices,
         "kernel cache": str(cache_dir() or "none: no home directory; set GPULINEAR_CACHE"),
+        "tuning tables": _tuning_tables(),
         "host backend": _host_backend(),
         "kernels on a GPU": no_device or no_nvrtc or "usable",
         "kernels compiled": no_nvrtc or "usable",

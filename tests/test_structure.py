@@ -44,7 +44,7 @@ ALLOWED = {
     "testing": {"reference", "testing"},
     "check": {"backends", "gemm", "linear", "testing", "config", "views"},
     "train": {"device", "gemm", "launch", "layer", "errors", "views"},
-    "info": {"", "ledger", "cache", "compile", "device", "errors", "gemm"},
+    "info": {"", "ledger", "cache", "compile", "config", "device", "errors", "gemm", "tuning"},
     "measure": {
         "",
         "backends",

@@ -492,6 +492,18 @@ def test_a_bad_file_of_the_user_leaves_the_shipped_table_in_force() -> None:
         assert tuned(plan(LINEAR))
 
 
+def test_info_says_which_tables_there_are() -> None:
+    from gpulinear.info import collect
+
+    assert collect()["tuning tables"] == ["none: the cost model chooses"]
+    path = put(LINEAR)
+    assert collect()["tuning tables"] == [f"{path}: 1 entries"]
+    put(LINEAR, numerics_version=NUMERICS_VERSION + 1)
+    assert "ignored" in collect()["tuning tables"][0]
+    path.write_text("{")
+    assert collect()["tuning tables"][0].startswith(f"{path} is ignored: it is not JSON")
+
+
 # ---- writing -----------------------------------------------------------------------------------
 
 

@@ -194,6 +194,7 @@ def tune_case(
             {item.name: call for item, call in calls.items()}, len(sets), device, rules, lambda name, replay: False
         )
         failures.update({named[name]: _reason(error) for name, error in outcome.errors.items()})
+        outcome.errors.clear()  # their tracebacks would keep the operands alive
     timings = {named[name]: timing for name, timing in outcome.timings.items()}
     if chosen not in timings:
         return Unmeasured(case, f"the cost model's choice, {chosen.name}, cannot be timed: {failures[chosen]}")

@@ -269,10 +269,18 @@ def test_what_fails_is_dropped_and_said() -> None:
     assert set(result.timings) == set(LISTED) - set(LISTED[1:4])
 
 
-@pytest.mark.parametrize("lab", [Lab(uncompilable={0}), Lab(fails_at={0: 1}), Lab(fails_at={0: 12})], ids=str)
-def test_without_the_cost_models_choice_there_is_no_result(lab: Lab) -> None:
+@pytest.mark.parametrize(
+    "bad",
+    [{"uncompilable": {0}}, {"fails_at": {0: 1}}, {"fails_at": {0: 2}}, {"fails_at": {0: 12}}],
+    ids=["compiling", "first call", "second call", "timing"],
+)
+def test_without_the_cost_models_choice_there_is_no_result(bad: dict[str, Any]) -> None:
+    lab = Lab(**bad)
     found = lab.tune()
     assert isinstance(found, Unmeasured) and ("it fails" in found.reason or "not compile" in found.reason)
+    if "uncompilable" in bad:
+        assert not lab.calls  # nothing is run for an answer that cannot come
+        assert "the cost model's choice" in found.reason and LISTED[0].name in found.reason
 
 
 def test_one_candidate_alone_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
