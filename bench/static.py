@@ -1,0 +1,100 @@
+"""What is known of each kernel without a GPU: ``python -m bench.static [--arch sm_90a] [--json | --write | --check]``.
+
+Prints registers, spills, shared memory, occupancy, the mix of the hot loop and the emulator's counters. ``--write`` keeps
+those of the snapshot's kernels in bench/static_snapshot.json, ``--check`` compares them with it. No time is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from gpulinear.device import ARCHS
+from gpulinear.gemm import DEFAULT_ARCH
+from gpulinear.measure.static import Row, examine_all
+from gpulinear.measure.static_table import show, to_json
+from gpulinear.measure.variants import Variant, variants
+
+from . import snapshot
+
+# Every tile is kept for these; for the others the first tile of each family and layout, float32 only.
+FULL = ("sm_80", "sm_90a")
+
+
+def is_first(variant: Variant, seen: set[tuple[object, ...]]) -> bool:
+    """Whether a variant is the first of its family, layout, dtype and precision on its arch; ``seen`` remembers."""
+    key = (variant.arch, variant.config.family, variant.layout, variant.call.dtype, variant.precision)
+    new = key not in seen
+    seen.add(key)
+    return new
+
+
+def kept() -> list[tuple[Variant, bool]]:
+    """The kernels of the snapshot, and whether each is the first of its kind (``is_first``).
+
+    Of bfloat16 the first tile only: it differs from float16 in how values are converted.
+    """
+    chosen = []
+    seen: set[tuple[object, ...]] = set()
+    for arch in ARCHS:
+        for variant in variants(arch):
+            first = is_first(variant, seen)
+            every_tile = arch in FULL and variant.call.dtype != "bfloat16"
+            if every_tile or (first and (arch in FULL or variant.call.dtype == "float32")):
+                chosen.append((variant, first))
+    return chosen
+
+
+def _examine(chosen: list[Variant]) -> list[Row]:
+    with Progress(console=Console(stderr=True)) as progress:
+        return list(progress.track(examine_all(chosen), total=len(chosen), description="kernels"))
+
+
+def _fail(problems: Iterable[str]) -> None:
+    text = "\n".join(problem for problem in problems if problem)
+    if text:
+        sys.stdout.write(text + "\n")
+        raise typer.Exit(1)
+
+
+def main(
+    arch: Annotated[list[str] | None, typer.Option(help="Whose kernels to print; may be repeated.")] = None,
+    family: Annotated[list[str] | None, typer.Option(help="Only this kernel family; may be repeated.")] = None,
+    view: Annotated[
+        str, typer.Option(help="How operands lie, such as misaligned (gpulinear.testing.VIEWS).")
+    ] = "contiguous",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Write a fresh snapshot.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Compare every kernel with the snapshot.")] = False,
+) -> None:
+    """Print, keep or compare what is known of each kernel without a GPU."""
+    if write or check:
+        chosen = [variant for variant, _ in kept()]
+        rows = _examine(chosen)
+        _fail(f"{row.name}: {defect}" for row in rows for defect in row.defects)
+        if write:
+            _fail(f"{row.name}: {note}" for row in rows for note in row.notes)
+            snapshot.save(rows)
+            return
+        known = snapshot.load()
+        if rows and rows[0].compiler != known.nvrtc:
+            _fail(
+                [f"the snapshot is NVRTC {known.nvrtc}'s, here is {rows[0].compiler}: no defect, figures not compared"]
+            )
+        _fail([snapshot.verdict(known, rows), snapshot.vanished(known, (row.name for row in rows))])
+        return
+    rows = _examine([variant for one in arch or [DEFAULT_ARCH] for variant in variants(one, family, views=(view,))])
+    if as_json:
+        sys.stdout.write(json.dumps(to_json(rows), indent=2) + "\n")
+    else:
+        show(Console(), rows)
+
+
+if __name__ == "__main__":
+    typer.run(main)
