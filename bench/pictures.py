@@ -97,10 +97,14 @@ def _power_from_small(value: float, _: Any = None) -> str:
 
 
 def _log(axes: Axes, which: str, low: float, high: float, base: int, words: Callable[..., str], most: int = 8) -> None:
-    """A logarithmic x or y axis from ``low`` to ``high`` with ticks at powers of ``base``, about ``most`` of them."""
+    """A logarithmic x or y axis from ``low`` to ``high`` with ticks at powers of ``base``, about ``most`` of them.
+
+    Where no power lies between, the axis begins at the one below.
+    """
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
-    first, last = int(np.ceil(np.log(low) / np.log(base))), int(np.floor(np.log(high) / np.log(base)))
+    last = int(np.floor(np.log(high) / np.log(base)))
+    first = min(last, int(np.ceil(np.log(low) / np.log(base))))
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (min(low, float(base) ** first), high)})
     powers = range(first, last + 1, 1 + (last - first) // most)
     axis.set_major_locator(FixedLocator([float(base) ** power for power in powers]))
     axis.set_minor_locator(FixedLocator([]))
