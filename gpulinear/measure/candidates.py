@@ -42,7 +42,7 @@ class Candidate:
     @property
     def options(self) -> Options:
         """What makes the planner choose it."""
-        return Options(family=self.family, tile=self.tile, splits=self.splits, tuned=False)
+        return Options(family=self.family, tile=self.tile, splits=self.splits)
 
 
 def tunable(cases: Iterable[Case]) -> list[Case]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..device import DeviceSpec
-from ..errors import GpuLinearError
 from ..tuning.entry import Entry
 from ..tuning.table import layout_of, loads_of
 from .candidates import Candidate, candidates_of, problem_of
@@ -179,8 +178,6 @@ def tune_case(
             calls = _right(device, sets, calls, failures)
     except DeviceLost:
         raise
-    except (GpuLinearError, MemoryError) as error:
-        return Unmeasured(case, _reason(error))
     except Exception as error:
         if is_lost(device):
             raise DeviceLost(f"the device stopped answering at {case.name}: {error}") from error

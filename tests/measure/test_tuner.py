@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -347,7 +348,7 @@ def test_a_device_that_disappears_in_the_check_of_bits_is_lost() -> None:
             lab.device.gone_after = 0
 
     lab.on_call = vanish
-    with pytest.raises(DeviceLost, match="stopped answering"):
+    with pytest.raises(DeviceLost, match=f"^the device stopped answering after {re.escape(LISTED[2].name)}: "):
         lab.tune()
     with pytest.raises(Gone):
         lab.device.synchronize()
@@ -372,7 +373,7 @@ def test_an_entry_makes_the_planner_take_the_winner(op: str, sizes: tuple[int, i
         PROVENANCE["time"],
     )
     path = table.user_path("sm_90a")
-    assert path is not None
+    assert path is not None and not any(choice.tuned for choice in explained(case).choices)
     cli_tune.run([case], bench(Lab(times={place: 1.0})), 1e9, path, None, quiet=True)
     (step, *_) = [step for step in explained(case).steps if step.family == entry.family]
     assert step.config.tile == entry.tile and f"{entry.splits} split(s)" in step.note
@@ -407,9 +408,11 @@ def test_the_summary_of_regret() -> None:
         times = {first: timing(*(3 * [100.0 * (1 + regret)])), second: timing(100.0, 100.0, 100.0)}
         return Result(replace(CASE, tokens=tokens), first, times, {})
 
-    total = summarise([one(tokens, tokens / 64) for tokens in range(1, 12)])  # exact in binary
+    results = [one(tokens, tokens / 64) for tokens in range(1, 12)]  # exact in binary
+    noisy = replace(results[3], timings={**results[3].timings, second: timing(100.0, 100.0, 200.0)})
+    total = summarise([*results[:3], noisy, *results[4:]])
     assert total is not None
-    assert total.cases == total.beyond_noise == 11
+    assert total.cases == 11 and total.beyond_noise == 10
     np.testing.assert_allclose([total.median, total.p90, total.worst], [6 / 64, 10 / 64, 11 / 64], rtol=2**-48)
     assert total.worst_name == "linear float32 11x40x4096"
     assert summarise([]) is None
