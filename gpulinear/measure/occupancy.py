@@ -53,7 +53,7 @@ def occupancy(registers: int, smem_bytes: int, threads: int, spec: DeviceSpec) -
     smem = _round_up(smem_bytes + reserved, step)
     room = {
         "registers": warps_by_registers // warps,
-        "shared memory": spec.smem_per_sm // smem if smem else _BLOCK_SLOTS[spec.compute_capability],
+        "shared memory": spec.smem_per_sm // max(1, smem),
         "threads": spec.max_threads_per_sm // (warps * WARP),
         "block slots": _BLOCK_SLOTS[spec.compute_capability],
     }
