@@ -9,28 +9,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .configs.base import SEGMENT, GemmConfig, vector_bytes
+from .configs.mma import MMA_TILES, GemmMmaConfig
 from .configs.simt import SIMT_TILES, GemmSimtConfig
 from .configs.small import ActGradConfig, ColumnSumConfig, OrderedReduceConfig, StridedCopyConfig
-from .device import DeviceSpec
 from .configs.split import SplitPlanesConfig
+from .configs.wgmma import WGMMA_TILES, GemmWgmmaConfig
+from .device import DeviceSpec
 from .errors import BackendError
 from .problem import Gemm
 
 __all__ = [
     "FAMILIES",
+    "MMA_TILES",
     "NUMERICS_VERSION",
     "SEGMENT",
     "SIMT_TILES",
+    "WGMMA_TILES",
     "ActGradConfig",
     "ColumnSumConfig",
     "Config",
     "GemmConfig",
+    "GemmMmaConfig",
     "GemmSimtConfig",
+    "GemmWgmmaConfig",
     "OrderedReduceConfig",
+    "SplitPlanesConfig",
     "StridedCopyConfig",
     "candidates",
     "family_of",
-    "SplitPlanesConfig",
     "vector_bytes",
 ]
 
@@ -39,7 +45,9 @@ NUMERICS_VERSION = 1
 
 Config = GemmConfig | ColumnSumConfig | ActGradConfig | OrderedReduceConfig | SplitPlanesConfig | StridedCopyConfig
 
-FAMILIES: dict[str, type[GemmConfig]] = {config.family: config for config in (GemmSimtConfig,)}
+FAMILIES: dict[str, type[GemmConfig]] = {
+    config.family: config for config in (GemmSimtConfig, GemmMmaConfig, GemmWgmmaConfig)
+}
 
 
 def family_of(gemm: Gemm, spec: DeviceSpec) -> str:

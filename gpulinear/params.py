@@ -9,12 +9,15 @@ import struct
 from dataclasses import dataclass
 from functools import cached_property
 
-_FORMAT = {"ptr": "Q", "i64": "q", "i32": "i"}
+_FORMAT = {"map": "128s", "ptr": "Q", "i64": "q", "i32": "i"}
 
 
 @dataclass(frozen=True)
 class ParamBlock:
-    """An ordered list of (field, kind, count); kinds are ptr (8 bytes), i64 and i32, naturally aligned."""
+    """An ordered list of (field, kind, count); kinds are map (128 bytes, aligned to 64), ptr (8 bytes), i64 and i32.
+
+    Maps come first and pointers next: a warm call packs only those. Everything is naturally aligned.
+    """
 
     struct_name: str
     fields: tuple[tuple[str, str, int], ...]
@@ -22,12 +25,14 @@ class ParamBlock:
     @cached_property
     def packer(self) -> struct.Struct:
         """Packs one value per element, in field order, with the alignment of C."""
-        code = "".join(f"{count}{_FORMAT[kind]}" for _, kind, count in self.fields)
-        return struct.Struct("@" + code + "0q")
+        code = "".join(f"{count}{_FORMAT[kind]}" if kind != "map" else _FORMAT[kind] for _, kind, count in self.fields)
+        length = struct.calcsize("@" + code + "0q")
+        padding = -length % 64 if self.map_count else 0
+        return struct.Struct(f"@{code}0q{padding}x")
 
     @property
     def size(self) -> int:
-        """Bytes, rounded up to 8 as the compiler does."""
+        """Bytes, rounded up to 8, or to 64 where there are maps, as the compiler does."""
         return self.packer.size
 
     @cached_property
@@ -37,15 +42,24 @@ class ParamBlock:
         code = "@"
         for name, kind, count in self.fields:
             # The offset of a field is where an empty array of its kind would be placed.
-            out.append((name, struct.calcsize(code + "0" + _FORMAT[kind])))
-            code += f"{count}{_FORMAT[kind]}"
+            out.append((name, struct.calcsize(code + ("" if kind == "map" else "0" + _FORMAT[kind]))))
+            code += _FORMAT[kind] if kind == "map" else f"{count}{_FORMAT[kind]}"
         return tuple(out)
 
     @cached_property
+    def map_count(self) -> int:
+        """How many tensor maps lead the block."""
+        return self._leading("map", 0)
+
+    @cached_property
     def pointer_count(self) -> int:
-        """How many pointers lead the block; all pointers come first, so a warm call packs only those."""
-        count = sum(kind == "ptr" for _, kind, _ in self.fields)
-        assert all(kind == "ptr" for _, kind, _ in self.fields[:count]), self.struct_name
+        """How many pointers follow the maps."""
+        return self._leading("ptr", self.map_count)
+
+    def _leading(self, kind: str, first: int) -> int:
+        """The number of fields of a kind, all of which must stand together from field ``first`` on."""
+        count = sum(found == kind for _, found, _ in self.fields)
+        assert all(found == kind for _, found, _ in self.fields[first : first + count]), self.struct_name
         return count
 
 
@@ -58,12 +72,22 @@ def _block(struct_name: str, **groups: str) -> ParamBlock:
     return ParamBlock(struct_name, tuple(fields))
 
 
+_GEMM = _block(
+    "GemmParams",
+    ptr="a b d bias preact total",
+    i64="lda ldb ldd ldp bias_stride",
+    i32="m n k activation accumulate splits segments_per_split tiles_m tiles_n group",
+)
+
 PARAM_BLOCKS: dict[str, ParamBlock] = {
-    "gemm_simt": _block(
-        "GemmParams",
-        ptr="a b d bias preact total",
-        i64="lda ldb ldd ldp bias_stride",
-        i32="m n k activation accumulate splits segments_per_split tiles_m tiles_n group",
+    "gemm_simt": _GEMM,
+    "gemm_mma": _GEMM,
+    "gemm_wgmma": _block(
+        "GemmWgmmaParams",
+        map="map_a map_b map_d map_preact",
+        ptr="d bias preact slabs",
+        i64="ldd ldp bias_stride",
+        i32="m n k activation accumulate segments tiles_m tiles_n group",
     ),
     "column_sum": _block(
         "ColumnSumParams",
@@ -83,15 +107,15 @@ PARAM_BLOCKS: dict[str, ParamBlock] = {
         i64="slab_stride ldd ldp bias_stride",
         i32="m n count activation accumulate reserved",
     ),
-    "strided_copy": _block(
-        "StridedCopyParams",
-        ptr="src dst",
     "split_planes": _block(
         "SplitPlanesParams",
         ptr="src dst",
         i64="row_stride col_stride pitch",
         i32="rows cols",
     ),
+    "strided_copy": _block(
+        "StridedCopyParams",
+        ptr="src dst",
         i64="shape:16 src_stride:16 dst_stride:16",
         i32="ndim reserved",
     ),

@@ -10,11 +10,13 @@ from .params import PARAM_BLOCKS
 # Header of each family; the header defines a __device__ template of the family's own name.
 HEADERS = {
     "gemm_simt": "gemm_simt.cuh",
+    "gemm_mma": "gemm_mma.cuh",
+    "gemm_wgmma": "gemm_wgmma.cuh",
     "column_sum": "bias_grad.cuh",
     "act_grad": "act_grad.cuh",
     "ordered_reduce": "ordered_reduce.cuh",
-    "strided_copy": "strided_copy.cuh",
     "split_planes": "split_planes.cuh",
+    "strided_copy": "strided_copy.cuh",
 }
 
 
@@ -41,9 +43,11 @@ def render(config: Config) -> str:
         f'static_assert(__INTADDR__(&(({block.struct_name}*)0)->{name}) == {offset}, "params.py and params.cuh differ at {name}");'
         for name, offset in block.offsets
     ]
-    min_blocks = 1
+    min_blocks, clusters = 1, ""
     if isinstance(config, GemmConfig):
         min_blocks = config.min_blocks
+        if config.blocks_per_cluster > 1:
+            clusters = f"__cluster_dims__({config.blocks_per_cluster}, 1, 1) "
         checks.append(
             f'static_assert({family}_smem_bytes<Config>() == {config.smem_bytes}, "configs/ and {HEADERS[family]} differ in smem");'
         )
@@ -54,7 +58,7 @@ def render(config: Config) -> str:
         *constants,
         "};",
         *checks,
-        f'extern "C" __global__ void __launch_bounds__({config.threads}, {min_blocks})',
+        f'extern "C" __global__ void {clusters}__launch_bounds__({config.threads}, {min_blocks})',
         f"{entry_name(family)}(const __grid_constant__ {block.struct_name} p) {{",
         f"  {family}<Config>(p);",
         "}",

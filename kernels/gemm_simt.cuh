@@ -15,6 +15,7 @@
 // Needs      16-byte base and pitch of an operand where its kVec is 16; otherwise nothing.
 #pragma once
 
+#include "common/block_work.cuh"
 #include "common/epilogue.cuh"
 #include "common/layout.cuh"
 #include "common/params.cuh"
@@ -36,23 +37,6 @@ template <class Config>
 __device__ constexpr int gemm_simt_smem_bytes() {
   return sizeof(typename Config::Acc) * (gemm_simt_ring_elements<Config>() +
                                          Config::kBlockM / Config::kThreadM * (Config::kBlockN + kStagePad));
-}
-
-// The tile of this block and its part of K. Tiles are numbered down groups of rows, so that the blocks of a
-// wave share strips of A and B in the L2.
-struct BlockWork {
-  int m0, n0, split;
-};
-template <class Config>
-__device__ __forceinline__ BlockWork block_work(const GemmParams& p) {
-  const int tiles = p.tiles_m * p.tiles_n;
-  const int tile = blockIdx.x % tiles;
-  const int group = tile / (p.group * p.tiles_n);
-  const int first_m = group * p.group;
-  const int rows = min(p.group, p.tiles_m - first_m);
-  const int local = tile - first_m * p.tiles_n;
-  return {(first_m + local % rows) * Config::kBlockM, local / rows * Config::kBlockN,
-          static_cast<int>(blockIdx.x) / tiles};
 }
 
 // ---- mainloop ----

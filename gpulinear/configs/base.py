@@ -12,7 +12,7 @@ from ..problem import ITEMSIZE, Gemm, Matrix
 
 # K (or the rows of a column sum) is cut into segments of this many elements: the unit of split-K, the same for every
 # shape, tile and batch (docs/design.md, "The numeric contract").
-SEGMENT = {"gemm_simt": 1024, "column_sum": 4096}
+SEGMENT = {"gemm_simt": 1024, "gemm_mma": 4096, "gemm_wgmma": 4096, "column_sum": 4096}
 
 CPP_TYPE = {"float64": "double", "float32": "float", "float16": "Half", "bfloat16": "Bfloat16"}
 
@@ -48,6 +48,11 @@ class GemmConfig(ABC):
     vec_a: int  # bytes of an access to A in global memory
     vec_b: int
     segment: int
+
+    @property
+    def blocks_per_cluster(self) -> int:
+        """Blocks of a thread-block cluster; the grid is a multiple of it."""
+        return 1
 
     @property
     @abstractmethod
@@ -90,6 +95,14 @@ class GemmConfig(ABC):
     @abstractmethod
     def candidates(cls, gemm: Gemm, spec: DeviceSpec) -> Iterator[GemmConfig]:
         """Every variant for the operands as they lie, legal or not."""
+
+    def split_choices(self, segments: int, splits: list[int]) -> list[int]:
+        """Which of these numbers of K splits the variant can do; 1 is always among them."""
+        return splits
+
+    def for_work(self, segments: int, splits: int, spec: DeviceSpec) -> GemmConfig:
+        """The variant as it is launched for so many segments and splits of K."""
+        return self
 
     def limits(self, spec: DeviceSpec) -> str | None:
         """Why a block does not fit ``spec``, whatever the problem; None when it does."""

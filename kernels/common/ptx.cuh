@@ -47,3 +47,49 @@ __device__ __forceinline__ unsigned short cvt_rn_f16_f32(float value) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
+
+// ---- shared memory, where a compiler would cut a vector access into its elements ----
+
+__device__ __forceinline__ void st_shared_v2(float* smem, float x, float y) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared_address(smem)), "f"(x), "f"(y) : "memory");
+}
+__device__ __forceinline__ void st_shared_v4(float* smem, float x, float y, float z, float w) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(smem)), "f"(x), "f"(y), "f"(z),
+               "f"(w)
+               : "memory");
+}
+
+// ---- warp-wide matrix instructions (sm_75; 16x8x16 and tf32: sm_80) ----
+
+// Four 8x8 matrices of 16-bit elements (or 8x4 of 32-bit ones) from shared memory: lane l gives the address of row
+// l % 8 of matrix l / 8, and gets of matrix i the elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 in out[i].
+__device__ __forceinline__ void ldmatrix_x4(unsigned (&out)[4], unsigned row_address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(row_address)
+               : "memory");
+}
+
+// The same of the transposed matrices: the lane gets elements of column l / 4.
+__device__ __forceinline__ void ldmatrix_x4_trans(unsigned (&out)[4], unsigned row_address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(row_address)
+               : "memory");
+}
+
+// d (16, 8) += a (16, 16) b (16, 8), float32 accumulators.
+__device__ __forceinline__ void mma_m16n8k16_f16(float (&d)[4], const unsigned (&a)[4], unsigned b0,
+                                                 unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const unsigned (&a)[4], unsigned b0,
+                                                  unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}

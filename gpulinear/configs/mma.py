@@ -1,0 +1,157 @@
+"""The variants of ``gemm_mma``: tensor cores through mma.sync, 16-bit operands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..device import DeviceSpec
+from ..problem import ITEMSIZE, Gemm, Matrix
+from .base import CPP_TYPE, SEGMENT, GemmConfig, cpp_major, pitch_a, pitch_b
+
+# Floats between two staged rows beyond a warp's columns, and staged rows of a warp (kernels/gemm_mma/store.cuh).
+_STAGED_PAD = 8
+_STAGED_ROWS = 8
+
+
+@dataclass(frozen=True)
+class MmaTile:
+    """Block and warp tile of ``gemm_mma``, and the blocks per SM that its registers shall allow."""
+
+    block_m: int
+    block_n: int
+    warp_m: int
+    warp_n: int
+    resident: int
+
+
+# 64x64 warp tiles read the least shared memory per multiplication; the small ones fill the chip in small layers.
+MMA_TILES = (
+    MmaTile(128, 256, 64, 64, 1),
+    MmaTile(128, 128, 64, 64, 2),
+    MmaTile(64, 128, 64, 32, 3),
+    MmaTile(128, 64, 64, 32, 3),
+    MmaTile(64, 64, 32, 32, 4),
+)
+
+# Dense multiply-adds of 16-bit operands with float32 sums per SM and clock, by (major, minor): the peak of the preset's
+# datasheet over its SMs and clock. mma.sync reaches 65 % of it on sm_90 and 30 % on sm_100, whose peaks need wgmma and
+# tcgen05 (docs/design.md, "Kernels").
+_MACS_PER_CLOCK = {
+    (8, 0): 1024,
+    (8, 6): 256,
+    (8, 9): 256,
+    (9, 0): 0.65 * 2048,
+    (10, 0): 0.30 * 4096,
+    (12, 0): 256,
+}
+
+# Share of the tensor pipe that the main loop keeps busy, by outputs per warp: each step loads warp_m + warp_n rows of
+# fragments for warp_m * warp_n outputs.
+_SHARE = {64 * 64: 0.90, 64 * 32: 0.75, 32 * 32: 0.55}
+
+
+def copy_bytes(operand: Matrix, pitch: int) -> int:
+    """The widest access, at most 16 bytes, that address and pitch (elements) allow."""
+    bits = operand.align | pitch * ITEMSIZE[operand.dtype] | 16
+    return bits & -bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmMmaConfig(GemmConfig):
+    """One variant of ``gemm_mma``: types, majors, tiles, pipeline depth and access widths (bytes)."""
+
+    family: ClassVar[str] = "gemm_mma"
+    segment: int = SEGMENT["gemm_mma"]
+    warp_m: int
+    warp_n: int
+    resident: int  # blocks per SM that registers are left for
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return 32 * self.warps
+
+    @property
+    def warps(self) -> int:
+        """Warps of a block."""
+        return (self.block_m // self.warp_m) * (self.block_n // self.warp_n)
+
+    @property
+    def smem_bytes(self) -> int:
+        """Dynamic shared memory of a block: the ring of k-tiles, and the rows that each warp stages (gemm_mma.cuh)."""
+        ring = self.stages * (self.block_m + self.block_n) * self.block_k * ITEMSIZE[self.dtype]
+        return ring + self.warps * _STAGED_ROWS * (self.warp_n + _STAGED_PAD) * 4
+
+    @property
+    def min_blocks(self) -> int:
+        """Blocks per SM that ptxas must leave registers for."""
+        return self.resident
+
+    @property
+    def registers(self) -> int:
+        """What ``min_blocks`` leaves."""
+        return min(255, 65536 // (self.threads * self.min_blocks) // 8 * 8)
+
+    @property
+    def tile(self) -> str:
+        """Short name, as in ``128x128x32/64x64``: block and warp tile."""
+        return f"{self.block_m}x{self.block_n}x{self.block_k}/{self.warp_m}x{self.warp_n}"
+
+    def cpp(self) -> dict[str, str]:
+        """Members of the C++ ``Config`` struct."""
+        return {
+            "In": CPP_TYPE[self.dtype],
+            "Acc": "float",
+            "Out": CPP_TYPE[self.out_dtype],
+            "Bias": CPP_TYPE[self.bias_dtype],
+            "kMajorA": cpp_major(self.k_major_a),
+            "kMajorB": cpp_major(self.k_major_b),
+            "kBlockM": str(self.block_m),
+            "kBlockN": str(self.block_n),
+            "kBlockK": str(self.block_k),
+            "kWarpM": str(self.warp_m),
+            "kWarpN": str(self.warp_n),
+            "kStages": str(self.stages),
+            "kVecA": str(self.vec_a),
+            "kVecB": str(self.vec_b),
+            "kSegment": str(self.segment),
+        }
+
+    def supports(self, gemm: Gemm, spec: DeviceSpec) -> str | None:
+        """Why the variant cannot run ``gemm`` on ``spec``, as a sentence; None when it can."""
+        if gemm.dtype not in ("float16", "bfloat16"):
+            return f"gemm_mma multiplies float16 and bfloat16, not {gemm.dtype}"
+        if spec.compute_capability < (8, 0):
+            return f"m16n8k16 and cp.async need sm_80, this is {spec.arch}"
+        return self.limits(spec)
+
+    def macs_per_clock(self, spec: DeviceSpec, warps: float) -> float:
+        """The tensor pipe's peak times the main loop's share; four schedulers need a warp each, and two hide latency."""
+        peak = _MACS_PER_CLOCK.get(spec.compute_capability, 256)
+        return peak * _SHARE[self.warp_m * self.warp_n] * min(1.0, (1 + warps / 4) / 3)
+
+    @classmethod
+    def candidates(cls, gemm: Gemm, spec: DeviceSpec) -> Iterator[GemmMmaConfig]:
+        """Every tile, for the operands as they lie."""
+        # Stages by the shared memory of an SM; sm_120 is fastest with two long ones (docs/design.md, "Kernels").
+        two_long = spec.compute_capability >= (12, 0)
+        stages = 2 if two_long else 4 if spec.smem_per_sm > 128 * 1024 else 3
+        for tile in MMA_TILES:
+            yield cls(
+                dtype=gemm.dtype,
+                out_dtype=gemm.d.dtype,
+                bias_dtype=gemm.bias.dtype if gemm.bias else gemm.dtype,
+                k_major_a=gemm.a.row_major,
+                k_major_b=gemm.b.col_major,
+                block_m=tile.block_m,
+                block_n=tile.block_n,
+                block_k=64 if two_long else 32,
+                warp_m=tile.warp_m,
+                warp_n=tile.warp_n,
+                resident=tile.resident,
+                stages=stages,
+                vec_a=copy_bytes(gemm.a, pitch_a(gemm)),
+                vec_b=copy_bytes(gemm.b, pitch_b(gemm)),
+            )

@@ -1,0 +1,142 @@
+// GEMM on tensor cores with mma.sync: D = act(A B + bias), 16-bit operands, float32 sums, for any majors of A and B.
+//
+// Tiles      A block computes kBlockM x kBlockN outputs, a warp kWarpM x kWarpN of them in instructions of
+//            16 x 8 x 16. Of such a 16 x 8, lane l owns rows l / 4 and l / 4 + 8, columns 2 (l % 4) and the next.
+// Pipeline   A cp.async ring of kStages k-tiles, one barrier per k-tile. The fragments of the next k16 step are loaded
+//            while the current one is multiplied, over the border of a k-tile too: of B into a second set, of A into the
+//            registers of a row of fragments that has been used up.
+// Reduction  K is cut into segments of kSegment. Inside one an output is a single chain of instructions, k ascending,
+//            from +0. Segment sums are added ascending in float32: by this block through p.total (splits == 1), or by
+//            ordered_reduce from slabs. Nothing here depends on the tile: every variant gives the same bits.
+// Smem       kStages * (kBlockM + kBlockN) * kBlockK * sizeof(In) bytes for the ring, then for each warp
+//            8 * (kWarpN + 8) * 4 bytes for staged rows. No bank conflicts (gemm_mma/tile.cuh, gemm_mma/store.cuh).
+// Registers  kWarpM * kWarpN / 32 accumulators, kWarpM / 4 + kWarpN / 2 of fragments, and addresses.
+// Needs      sm_80; base and pitch of an operand are multiples of its kVec bytes: 16, 8, 4, or those of an element,
+//            which is then loaded and stored without cp.async.
+#pragma once
+
+#include "common/block_work.cuh"
+#include "common/params.cuh"
+#include "gemm_mma/fragments.cuh"
+#include "gemm_mma/store.cuh"
+#include "gemm_mma/tile.cuh"
+
+template <class Config>
+__device__ constexpr int gemm_mma_warps() {
+  return (Config::kBlockM / Config::kWarpM) * (Config::kBlockN / Config::kWarpN);
+}
+
+template <class Config>
+__device__ constexpr int gemm_mma_ring_bytes() {
+  return Config::kStages * (Config::kBlockM + Config::kBlockN) * Config::kBlockK *
+         static_cast<int>(sizeof(typename Config::In));
+}
+
+template <class Config>
+__device__ constexpr int gemm_mma_smem_bytes() {
+  return gemm_mma_ring_bytes<Config>() +
+         gemm_mma_warps<Config>() * kStagedRows * (Config::kWarpN + kStagedPad) * 4;
+}
+
+template <class Config>
+__device__ void gemm_mma(const GemmParams& p) {
+  using In = typename Config::In;
+  constexpr int kBM = Config::kBlockM, kBN = Config::kBlockN, kBK = Config::kBlockK,
+                kStages = Config::kStages;
+  constexpr int kStepK = 16, kSteps = kBK / kStepK;
+  constexpr int kThreads = 32 * gemm_mma_warps<Config>();
+  using TileA = MmaTile<In, Config::kMajorA, kBM, kBK>;
+  using TileB = MmaTile<In, Config::kMajorB, kBN, kBK>;
+  using ReaderA = FragmentReader<TileA, Operand::A, Config::kWarpM>;
+  using ReaderB = FragmentReader<TileB, Operand::B, Config::kWarpN>;
+  static_assert(kBM % Config::kWarpM == 0 && kBN % Config::kWarpN == 0, "a block holds whole warp tiles");
+  static_assert(Config::kSegment % kBK == 0, "a segment holds whole k-tiles");
+  static_assert(kSteps % 2 == 0, "the two sets of fragments alternate over the border of a k-tile");
+  static_assert(kStages >= 2, "one k-tile is copied while another is multiplied");
+
+  extern __shared__ __align__(
+      128) char smem[];  // kStages x [A tile | B tile], then the staged rows of each warp
+  constexpr int kStageBytes = TileA::kBytes + TileB::kBytes;
+  const unsigned ring = shared_address(smem);
+  const int warp = threadIdx.x / 32;
+  constexpr int kWarpsN = kBN / Config::kWarpN;
+  const int warp_m = warp / kWarpsN * Config::kWarpM, warp_n = warp % kWarpsN * Config::kWarpN;
+  auto* staged = reinterpret_cast<float*>(smem + gemm_mma_ring_bytes<Config>()) +
+                 warp * kStagedRows * (Config::kWarpN + kStagedPad);
+
+  const BlockWork work = block_work<Config>(p);
+  const int segments = (p.k + Config::kSegment - 1) / Config::kSegment;
+  const int first_segment = work.split * p.segments_per_split;
+  const int last_segment = min(first_segment + p.segments_per_split, segments);
+  const int k_begin = first_segment * Config::kSegment;
+  const int k_end = min(last_segment * Config::kSegment, p.k);
+  const int k_tiles = (k_end - k_begin + kBK - 1) / kBK;
+  constexpr int kTilesPerSegment = Config::kSegment / kBK;
+
+  TileCopier<TileA, Config::kVecA, kBK, kThreads> copy_a(p.a, p.lda, work.m0, k_begin, p.m, p.k);
+  TileCopier<TileB, Config::kVecB, kBK, kThreads> copy_b(p.b, p.ldb, work.n0, k_begin, p.n, p.k);
+  const ReaderA read_a(warp_m);
+  const ReaderB read_b(warp_n);
+  unsigned a[ReaderA::kCount][4], b[2][ReaderB::kCount][4];
+  float acc[ReaderA::kCount][2 * ReaderB::kCount][4] = {};
+
+  const auto load_b = [&](int set, int slot, int step) {
+#pragma unroll
+    for (int j = 0; j < ReaderB::kCount; ++j) {
+      read_b.load(b[set][j], ring + slot * kStageBytes + TileA::kBytes, j, step);
+    }
+  };
+  const auto copy_tile = [&](int slot) {
+    copy_a.copy(smem + slot * kStageBytes);
+    copy_b.copy(smem + slot * kStageBytes + TileA::kBytes);
+  };
+
+#pragma unroll
+  for (int s = 0; s < kStages - 1; ++s) {
+    if (s < k_tiles) copy_tile(s);
+    cp_async_commit();  // also an empty group: the waits count groups, not tiles
+  }
+  cp_async_wait<kStages - 2>();
+  __syncthreads();
+  load_b(0, 0, 0);
+#pragma unroll
+  for (int i = 0; i < ReaderA::kCount; ++i) read_a.load(a[i], ring, i, 0);
+
+  int slot = 0, free_slot = kStages - 1;
+  for (int t = 0, segment = first_segment;; ++segment) {
+    const int segment_end = min(t + kTilesPerSegment, k_tiles);
+    for (; t < segment_end; ++t) {
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        const int set = step % 2, next_step = (step + 1) % kSteps;
+        const bool more = next_step > 0 || t + 1 < k_tiles;
+        if (next_step == 0 && more) {
+          cp_async_wait<kStages - 2>();  // this thread's part of tile t + 1 has arrived
+          __syncthreads();  // everybody's has, and everybody has loaded the last fragments of tile t
+          slot = slot + 1 == kStages ? 0 : slot + 1;
+        }
+        if (more) load_b(1 - set, slot, next_step);
+        if (step == 0) {
+          if (t + kStages - 1 < k_tiles) copy_tile(free_slot);
+          cp_async_commit();
+          free_slot = free_slot + 1 == kStages ? 0 : free_slot + 1;
+        }
+#pragma unroll
+        for (int i = 0; i < ReaderA::kCount; ++i) {
+#pragma unroll
+          for (int j = 0; j < 2 * ReaderB::kCount; ++j) {
+            multiply<In>(acc[i][j], a[i], b[set][j / 2][j % 2 * 2], b[set][j / 2][j % 2 * 2 + 1]);
+          }
+          if (more) read_a.load(a[i], ring + slot * kStageBytes, i, next_step);
+        }
+      }
+    }
+    if (p.splits > 1 || segment + 1 < segments) {
+      store_partial<Config>(p, segment, work.m0 + warp_m, work.n0 + warp_n, staged, acc);
+      if (segment + 1 == last_segment) return;
+    } else {
+      store_output<Config>(p, segment, work.m0 + warp_m, work.n0 + warp_n, staged, acc);
+      return;
+    }
+  }
+}

@@ -1,0 +1,97 @@
+// How the k-tile of one operand lies in shared memory, and how a block copies it there.
+//
+// A tile keeps the major of its operand, so that 16-byte copies need no transposition:
+//   K-major   kBlockMN rows of kBlockK elements        MN-major   kBlockK rows of kBlockMN elements
+// Rows are cut into 16-byte chunks, and chunk c of row r lies at c ^ swizzle(r): the eight rows of an 8x8 matrix, at
+// one chunk, then lie in eight different groups of four banks (ldmatrix), and so do eight consecutive chunks (copies).
+#pragma once
+
+#include "common/layout.cuh"
+#include "common/types.cuh"
+
+template <class In, Major kMajorOf, int kBlockMN, int kBlockK>
+struct MmaTile {
+  using Element = In;
+  static constexpr Major kMajor = kMajorOf;
+  static constexpr int kRows = kMajor == Major::K ? kBlockMN : kBlockK;
+  static constexpr int kRowBytes = (kMajor == Major::K ? kBlockK : kBlockMN) * sizeof(In);
+  static constexpr int kBytes = kRows * kRowBytes;
+  static constexpr int kChunk = 16 / sizeof(In);  // elements
+  static constexpr int kChunksPerRow = kRowBytes / 16;
+  static constexpr int kRowsPerLine = kRowBytes >= 128 ? 1 : 128 / kRowBytes;  // rows in all 32 banks
+  static constexpr int kMask = (kChunksPerRow < 8 ? kChunksPerRow : 8) - 1;
+  static_assert(kRowBytes == 64 || kRowBytes % 128 == 0, "a row is 64 bytes or whole lines of 128");
+
+  // Byte offset of a chunk.
+  __device__ static constexpr unsigned offset(int row, int chunk) {
+    return row * kRowBytes + ((chunk ^ (row / kRowsPerLine & kMask)) << 4);
+  }
+};
+
+// Copies the tiles of one operand, k-tile after k-tile, in pieces of kVec bytes. Elements beyond an edge of the matrix
+// become zeros and are not read. A thread copies one chunk of every kPass-th row.
+template <class Tile, int kVec, int kBlockK, int kThreads>
+struct TileCopier {
+  using In = typename Tile::Element;
+  static constexpr bool kAlongK = Tile::kMajor == Major::K;
+  static constexpr int kPass = kThreads / Tile::kChunksPerRow;  // rows that all threads copy together
+  static constexpr int kCount = Tile::kRows / kPass;            // chunks of a thread
+  static_assert(kThreads % Tile::kChunksPerRow == 0 && Tile::kRows % kPass == 0,
+                "every thread copies as much");
+  static_assert(kPass % (Tile::kRowsPerLine * (Tile::kMask + 1)) == 0,
+                "all rows of a thread have one swizzle");
+  static_assert(kVec == 16 || kVec == 8 || kVec == 4 || kVec == sizeof(In), "cp.async, or single elements");
+
+  const In* from;            // this thread's first chunk in the next k-tile
+  long long row_step;        // elements from one of its chunks to the next
+  long long tile_step;       // elements from one k-tile to the next
+  unsigned to;               // byte offset of the first chunk in the tile
+  int rows_left, cols_left;  // rows and elements of a row from the thread's first chunk on that exist
+
+  // base (size_mn, size_k), stride ld between its rows; the tile starts at (mn0, k0).
+  __device__ __forceinline__ TileCopier(const void* base, long long ld, int mn0, int k0, int size_mn,
+                                        int size_k) {
+    const int row = threadIdx.x / Tile::kChunksPerRow, chunk = threadIdx.x % Tile::kChunksPerRow;
+    const int col = chunk * Tile::kChunk;
+    const long long row0 = (kAlongK ? mn0 : k0) + row, col0 = (kAlongK ? k0 : mn0) + col;
+    from = static_cast<const In*>(base) + (row0 * ld + col0);
+    row_step = kPass * ld;
+    tile_step = kAlongK ? kBlockK : kBlockK * ld;
+    to = Tile::offset(row, chunk);
+    rows_left = (kAlongK ? size_mn - mn0 : size_k - k0) - row;
+    cols_left = (kAlongK ? size_k - k0 : size_mn - mn0) - col;
+  }
+
+  // Copy the next k-tile into the stage, and step on.
+  __device__ __forceinline__ void copy(char* stage) {
+    const int bytes = max(0, min(cols_left, Tile::kChunk)) * static_cast<int>(sizeof(In));
+    const In* source = from;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      copy_chunk(stage + to + i * kPass * Tile::kRowBytes, source, i * kPass < rows_left ? bytes : 0);
+      source += row_step;
+    }
+    from += tile_step;
+    (kAlongK ? cols_left : rows_left) -= kBlockK;
+  }
+
+ private:
+  __device__ static __forceinline__ void copy_chunk(char* smem, const In* source, int bytes) {
+    if constexpr (kVec >= 4) {
+#pragma unroll
+      for (int piece = 0; piece < 16; piece += kVec) {
+        cp_async<kVec>(smem + piece, reinterpret_cast<const char*>(source) + piece,
+                       kVec == 16 ? bytes : max(0, min(bytes - piece, kVec)));
+      }
+    } else {
+      unsigned words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const unsigned low = 4 * i < bytes ? source[2 * i].bits : 0;
+        const unsigned high = 4 * i + 2 < bytes ? source[2 * i + 1].bits : 0;
+        words[i] = low | high << 16;
+      }
+      *reinterpret_cast<uint4*>(smem) = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+  }
+};
