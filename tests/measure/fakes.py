@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from gpulinear.measure.case import Case
+from gpulinear.measure.gauge import factors
+from gpulinear.measure.operands import OperandSet
 
 
 class Gone(RuntimeError):
@@ -146,3 +150,76 @@ class FakeCall:
         self.device.work(self.host_us, self.device_us)
         if self.waits:
             self.device.wait()
+
+
+@dataclass
+class FakeProvider:
+    """Multiplies with NumPy on a fake device.
+
+    fault: what is wrong with it; see `_Work`, and "why_not", "why_not raises", "prepare raises" and "kernel raises".
+    at: from which call on a fault of that kind shows.  refuses: a reason why it cannot do a case.
+    """
+
+    device: FakeDevice
+    name: str = "fake"
+    ours: bool = False
+    device_us: float = 10.0
+    fault: str = ""
+    at: int = 1
+    prepared: list[str] = field(default_factory=list)
+
+    def why_not(self, case: Case) -> str | None:
+        if self.fault == "why_not raises":
+            raise KeyError("no such case")
+        return "it does not do that" if self.fault == "why_not" else None
+
+    def prepare(self, case: Case, sets: Sequence[OperandSet]) -> Callable[[int], None]:
+        self.prepared.append(case.name)
+        if self.fault == "prepare raises":
+            raise MemoryError("no memory for a workspace")
+        return _Work(self, case, sets)
+
+    def kernel(self, case: Case) -> str:
+        if self.fault == "kernel raises":
+            raise ValueError("no kernel")
+        return f"kernel of {self.name}"
+
+    def close(self) -> None:
+        raise AssertionError("whoever made it closes it")
+
+
+class _Work:
+    """One prepared case. Beside the faults named here, "raises" raises, and "device" makes the device disappear."""
+
+    def __init__(self, provider: FakeProvider, case: Case, sets: Sequence[OperandSet]) -> None:
+        self.provider, self.case, self.sets, self.calls = provider, case, sets, 0
+
+    def __call__(self, index: int) -> None:
+        self.calls += 1
+        provider = self.provider
+        fault = provider.fault if self.calls >= provider.at else ""
+        provider.device.log.append((provider.name, index))
+        if fault == "raises":
+            raise ValueError(f"call {self.calls} fails")
+        if fault == "device":
+            provider.device.gone_after = provider.device.operations
+        if fault == "stays on its set":
+            index = 0
+        if fault == "ignores the capture" and provider.device.capturing is not None:
+            self._compute(index, "")  # at once, so that the graph has nothing to do
+            return
+        provider.device.work(3.0, provider.device_us, lambda: self._compute(index, fault))
+
+    def _compute(self, index: int, fault: str) -> None:
+        for name, (a, b) in factors(self.case, self.sets[index]).items():
+            out = self.sets[index].outputs[name]
+            product = a.astype(np.float64) @ b.astype(np.float64)
+            if self.case.accumulate and name == "dw":
+                product += out
+            out[...] = product
+            if fault == "wrong":
+                out[-1, -1] += 1.0
+            if fault == "nan":
+                out[0, 0] = np.nan
+            if fault == "last bit":
+                out.view(np.int32)[0, 0] ^= 1
