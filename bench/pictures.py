@@ -24,9 +24,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from gpulinear.measure.cases import ARITHMETIC, arithmetic
+from gpulinear.measure.pairs import OPS, OURS, GpuRows, Pair, tflops
 from gpulinear.measure.records import Row
 
-from .pairs import OPS, OURS, GpuRows, Pair, tflops
 from .tables import days
 
 WIDTH = 9.0  # inches of 96 pixels: the width of a README

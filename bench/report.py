@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gpulinear.errors import GpuLinearError
+from gpulinear.measure.pairs import GpuRows, by_gpu
 from gpulinear.measure.records import RecordError, read_all, slug
 
 from . import tables
-from .pairs import GpuRows, by_gpu
 from .staleness import Age, age
 
 ROOT = Path(__file__).resolve().parent.parent

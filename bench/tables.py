@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from gpulinear.measure.cases import ARITHMETIC, GROUPS, arithmetic, select
+from gpulinear.measure.pairs import OPS, OURS, GpuRows, Pair, key, summarize, tflops
 from gpulinear.measure.records import Row, slug
-
-from .pairs import OPS, OURS, GpuRows, Pair, key, summarize, tflops
 
 States = Mapping[str, str]  # run -> "current", "stale", "dirty" or "unknown"
 Cells = Sequence[object]

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from bench import pairs, pictures, report, staleness, tables
-from bench.pairs import GpuRows, Pair, by_gpu, summarize
+from bench import pictures, report, staleness, tables
+from gpulinear.measure import pairs
 from gpulinear.measure.case import Case
 from gpulinear.measure.cases import GROUPS, select
+from gpulinear.measure.pairs import GpuRows, Pair, by_gpu, summarize
 from gpulinear.measure.records import Recorder, RecordError, Row, read_all, results_path
 
 CASE = Case("linear", "bfloat16", 1024, 1024, 1024, group="square", source="a fake")

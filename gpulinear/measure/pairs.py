@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from gpulinear.measure.case import Case
-from gpulinear.measure.cases import ARITHMETIC, GROUPS, arithmetic
-from gpulinear.measure.records import RecordError, Row
+from .case import Case
+from .cases import ARITHMETIC, GROUPS, arithmetic
+from .records import RecordError, Row
 
 OURS = "gpulinear"  # the provider that runs what a user gets; "gpulinear:<family>" forces a kernel
 OPS = {"linear": "fprop", "dgrad": "dgrad", "wgrad": "wgrad", "backward": "backward"}
