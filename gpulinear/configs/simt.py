@@ -15,7 +15,8 @@ from .base import CPP_TYPE, SEGMENT, GemmConfig, cpp_bool, cpp_major, pitch_a, p
 class Tile:
     """Block and thread tile of ``gemm_simt`` and the most registers that any of its variants may use.
 
-    ``registers`` is a budget: a test compiles every variant on every arch and fails when one needs more.
+    ``registers`` is a budget: a test compiles every variant on every arch and fails when one needs more. ``stages`` is
+    the depth of the cp.async ring.
     """
 
     block_m: int
@@ -24,10 +25,13 @@ class Tile:
     thread_m: int
     thread_n: int
     registers: int
+    stages: int = 3
 
 
 # Sources of the shapes: 8x16 thread tiles reach the highest FFMA share, 8x8 ones leave room for two blocks per SM, the
-# small ones fill the chip in small layers.
+# small ones fill the chip in small layers. The last two are for few tokens, where time is what reading the weight takes:
+# their rings are deep, because a block per segment and 32 or 64 outputs leaves 2 to 4 blocks per SM for a 4096 x 4096
+# layer, and memory wants some 40 KB per SM in flight (Little's law: 4.8 TB/s x 1 us / 132 SMs).
 SIMT_TILES: dict[str, tuple[Tile, ...]] = {
     "float32": (
         Tile(128, 256, 16, 8, 16, 255),
@@ -37,6 +41,8 @@ SIMT_TILES: dict[str, tuple[Tile, ...]] = {
         Tile(64, 64, 16, 4, 4, 192),
         Tile(32, 64, 16, 4, 4, 192),
         Tile(32, 32, 16, 4, 4, 192),
+        Tile(16, 32, 16, 4, 4, 255, 6),
+        Tile(4, 64, 16, 1, 4, 255, 6),
     ),
     "float64": (
         Tile(64, 64, 8, 4, 4, 192),
@@ -59,7 +65,7 @@ _FMA_PER_CLOCK = {
 
 # Share of issue slots that the main loop gives to FMA, by outputs per thread: each k step loads thread_m + thread_n
 # values and does thread_m * thread_n FMAs.
-_FMA_SHARE = {128: 0.90, 64: 0.85, 16: 0.60}
+_FMA_SHARE = {128: 0.90, 64: 0.85, 16: 0.60, 4: 0.40}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +139,8 @@ class GemmSimtConfig(GemmConfig):
             return f"gemm_simt computes in IEEE precision, not {gemm.precision}"
         if self.asynchronous and spec.compute_capability < (8, 0):
             return f"cp.async needs sm_80, this is {spec.arch}"
+        if self.thread_m == 1 and not (self.k_major_a and self.asynchronous):
+            return "thread tiles of one row are for a K-major A that cp.async can copy: few tokens"
         if self.thread_n == 16 and self.k_major_a and spec.compute_capability in ((8, 6), (8, 9)):
             return f"ptxas spills 8x16 thread tiles over a K-major A on {spec.arch}"
         k_major = self.k_major_a and self.k_major_b
@@ -169,7 +177,7 @@ class GemmSimtConfig(GemmConfig):
                 block_k=tile.block_k,
                 thread_m=tile.thread_m,
                 thread_n=tile.thread_n,
-                stages=3 if asynchronous else 2,
+                stages=tile.stages if asynchronous else 2,
                 vec_a=vector_bytes(gemm.a, pitch_a(gemm)),
                 vec_b=vector_bytes(gemm.b, pitch_b(gemm)),
                 asynchronous=asynchronous,

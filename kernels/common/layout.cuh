@@ -22,7 +22,8 @@ struct Tile {
   static constexpr int kRowsPerLine =
       kChunksPerRow >= 8 ? 1 : 8 / kChunksPerRow;  // rows in 128 bytes: all 32 banks
   static_assert(kBlockK % kChunk == 0, "a k-tile holds whole 16-byte chunks");
-  static_assert(kPerThread % kChunk == 0, "a thread owns whole 16-byte chunks of an MN-major operand");
+  static_assert(kMajor == Major::K || kPerThread % kChunk == 0,
+                "a thread owns whole 16-byte chunks of an MN-major operand");
 
   // Where element (mn, k) lies. The swizzle puts one chunk of eight consecutive rows into eight different
   // groups of four banks, and so do eight consecutive chunks of the fill: neither has a bank conflict.
