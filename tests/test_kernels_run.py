@@ -5,7 +5,7 @@ They run in the PTX emulator with every sanitizer on: a finding is an error in a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -78,7 +78,11 @@ def test_every_tile_gives_the_same_bits(dtype: str, tile: Any) -> None:
     x, w = testing.normal((35, 72), dtype, 0), testing.normal((36, 72), dtype, 1)
     dy = testing.normal((35, 36), dtype, 2)
     smallest = f"32x32x{tile.block_k}/4x4"
-    calls = {"dgrad": lambda: gl.dgrad(dy, w), "wgrad": lambda: gl.wgrad(dy, x), "linear": lambda: gl.linear(x, w)}
+    calls: dict[str, Callable[[], Array]] = {
+        "dgrad": lambda: gl.dgrad(dy, w),
+        "wgrad": lambda: gl.wgrad(dy, x),
+        "linear": lambda: gl.linear(x, w),
+    }
     refused = {}
     if tile.thread_n == 16:
         refused["linear"] = "spills"  # over two K-major operands
