@@ -30,7 +30,9 @@ class Builder:
     top: int = 0
     reads: list[str] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
-    splits: dict[tuple[str, Matrix], Matrix] = field(default_factory=dict)  # planes by precision and operand (splits.py)
+    splits: dict[tuple[str, Matrix], Matrix] = field(
+        default_factory=dict
+    )  # planes by precision and operand (splits.py)
 
     def alloc(self, nbytes: int) -> Ref:
         """Workspace at a 256-byte boundary."""
@@ -128,6 +130,24 @@ def _compact(builder: Builder, m: Matrix) -> Matrix:
     note = f"copy {m.buffer} {shape}, byte strides {strides}, into rows"
     _copy(builder, note, m.dtype, shape, ref_of(m) or dst, strides, dst, contiguous_strides(shape, item))
     return replace(m, buffer=placed_name(dst), row_stride=layout[0], col_stride=layout[1], align=128, scatter=None)
+
+
+def aligned_copy(builder: Builder, m: Matrix) -> Matrix:
+    """A copy in the workspace whose rows (columns, where only those are contiguous) start at multiples of 16 bytes."""
+    if m.scatter is not None or not (m.row_major or m.col_major):
+        m = _compact(builder, m)
+    if not m.row_major:
+        return aligned_copy(builder, m.T).T
+    item = ITEMSIZE[m.dtype]
+    pitch = ceil_div(m.cols * item, 16) * 16
+    dst = builder.alloc(m.rows * pitch)
+    builder.reads.append(
+        f"{m.buffer.partition('+')[0]} is copied once: TMA needs a base and rows at multiples of 16 bytes"
+    )
+    note = f"copy {m.buffer} {m.rows}x{m.cols}, {m.row_stride * item} bytes from row to row, into rows of {pitch} bytes"
+    strides = (m.row_stride * item, m.col_stride * item)
+    _copy(builder, note, m.dtype, (m.rows, m.cols), ref_of(m) or dst, strides, dst, (pitch, item))
+    return replace(m, buffer=placed_name(dst), row_stride=pitch // item, col_stride=1, align=128)
 
 
 def readable(builder: Builder, m: Matrix, *, need_unit_stride: bool) -> Matrix:

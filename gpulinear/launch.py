@@ -13,18 +13,21 @@ import numpy as np
 
 from .compile import Artifact, compile_kernel
 from .params import PARAM_BLOCKS
-from .plan import WORKSPACE, Plan, Ref, Step
+from .plan import WORKSPACE, MapRef, Plan, Ref, Step, Value
 from .source import entry_name, render
+from .tensormap import MAP_BYTES, TensorMaps, TensorMapSpec
+
+Slot = tuple[int, int] | None
+"""An address: (buffer index, byte offset); None for a null pointer."""
 
 
 @dataclass(frozen=True)
 class ParamTemplate:
-    """A parameter block with the pointers left open.
+    """A parameter block with its leading tensor maps and pointers left open. A map is None where nothing reads it."""
 
-    ``slots`` gives for each leading pointer (buffer index, byte offset), or None for a null pointer.
-    """
-
-    slots: tuple[tuple[int, int] | None, ...]
+    map_slots: tuple[tuple[Slot, TensorMapSpec] | None, ...]
+    maps: TensorMaps | None
+    slots: tuple[Slot, ...]
     pack_pointers: Callable[..., bytes]
     tail: bytes
     dtype: np.dtype[Any]
@@ -32,19 +35,35 @@ class ParamTemplate:
     def fill(self, pointers: Sequence[int]) -> np.ndarray[Any, Any]:
         """A new one-element array holding the block: a launch may release the GIL, so a shared block would race."""
         head = self.pack_pointers(*[0 if s is None else pointers[s[0]] + s[1] for s in self.slots])
+        if self.map_slots:
+            head = b"".join([self._map(pointers, entry) for entry in self.map_slots]) + head
         return np.frombuffer(head + self.tail, self.dtype)
 
+    def _map(self, pointers: Sequence[int], entry: tuple[Slot, TensorMapSpec] | None) -> bytes:
+        if entry is None:
+            return bytes(MAP_BYTES)
+        slot, spec = entry
+        assert slot is not None and self.maps is not None
+        return self.maps.get(spec, pointers[slot[0]] + slot[1])
 
-def make_template(step: Step, buffers: Sequence[str]) -> ParamTemplate:
-    """Pack everything of a step but its pointers. ``buffers`` names the pointers that ``fill`` will be given."""
+
+def make_template(step: Step, buffers: Sequence[str], maps: TensorMaps | None = None) -> ParamTemplate:
+    """Pack everything of a step but its maps and pointers.
+
+    ``buffers`` names the pointers that ``fill`` will be given; ``maps`` encodes the tensor maps of steps that have any.
+    """
     block = PARAM_BLOCKS[step.family]
-    count = block.pointer_count
-    slots: list[tuple[int, int] | None] = []
-    for value in step.values[:count]:
-        slots.append((buffers.index(value.buffer), value.offset) if isinstance(value, Ref) else None)
-    numbers = [0] * count + [int(value) for value in step.values[count:]]  # type: ignore[arg-type]
-    tail = block.packer.pack(*numbers)[8 * count :]
-    return ParamTemplate(tuple(slots), struct.Struct(f"@{count}Q").pack, tail, np.dtype(f"V{block.size}"))
+    first, count = block.map_count, block.map_count + block.pointer_count
+
+    def slot(value: Value) -> Slot:
+        return (buffers.index(value.buffer), value.offset) if isinstance(value, Ref) else None
+
+    map_slots = tuple((slot(v.at), v.spec) if isinstance(v, MapRef) else None for v in step.values[:first])
+    slots = tuple(slot(value) for value in step.values[first:count])
+    numbers = [b""] * first + [0] * (count - first) + [int(v) for v in step.values[count:]]  # type: ignore[arg-type]
+    tail = block.packer.pack(*numbers)[MAP_BYTES * first + 8 * (count - first) :]
+    pack = struct.Struct(f"@{count - first}Q").pack
+    return ParamTemplate(map_slots, maps, slots, pack, tail, np.dtype(f"V{block.size}"))
 
 
 def compile_step(step: Step, arch: str) -> Artifact:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from .config import Config, GemmConfig
 from .cost import Cost
+from .tensormap import TensorMapSpec
 
 WORKSPACE = "workspace"
 
@@ -36,7 +37,15 @@ class Ref:
     offset: int = 0
 
 
-Value = int | Ref | None
+@dataclass(frozen=True)
+class MapRef:
+    """A tensor map of the matrix at an address."""
+
+    at: Ref
+    spec: TensorMapSpec
+
+
+Value = int | Ref | MapRef | None
 
 
 @dataclass(frozen=True)

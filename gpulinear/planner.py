@@ -11,8 +11,10 @@ from .config import (
     ActGradConfig,
     ColumnSumConfig,
     GemmConfig,
+    GemmWgmmaConfig,
     OrderedReduceConfig,
     candidates,
+    family_of,
 )
 from .cost import ceil_div, predict
 from .device import DeviceSpec
@@ -30,6 +32,7 @@ from .problem import (
     accumulator_dtype,
 )
 from .tuning.table import serving
+from .wgmma import addressable, wgmma_step
 
 _ROWS_PER_BLOCK = 64  # act_grad without a bias gradient: no chain, so rows are cut finely
 _COLUMNS_PER_BLOCK = 32  # column_sum and act_grad
@@ -89,6 +92,7 @@ def _choose(builder: Builder, gemm: Gemm) -> tuple[GemmConfig, int]:
         options = split_options(segments, slab, builder.options.workspace_limit)
         if builder.options.splits is not None:
             options = [ceil_div(segments, ceil_div(segments, min(builder.options.splits, segments)))]
+        options = config.split_choices(segments, options)
         local: Choice | None = None
         for splits in options:
             cost = predict(gemm, config, splits, spec, builder.num_sms)
@@ -137,6 +141,40 @@ def _reduce(builder: Builder, gemm: Gemm, finish: dict[str, Any], slabs: Ref | N
     )
 
 
+def _tiled_step(
+    builder: Builder,
+    gemm: Gemm,
+    config: GemmConfig,
+    splits: int,
+    total: Ref | None,
+    finish: dict[str, Any],
+    note: str,
+) -> None:
+    """One block per tile and split."""
+    a, b = gemm.a, gemm.b
+    tiles_m, tiles_n = ceil_div(gemm.m, config.block_m), ceil_div(gemm.n, config.block_n)
+    builder.step(
+        config,
+        tiles_m * tiles_n * splits,
+        note,
+        config.smem_bytes,
+        a=ref_of(a),
+        b=ref_of(b),
+        total=total,
+        lda=a.row_stride if a.row_major else a.col_stride,
+        ldb=b.col_stride if b.col_major else b.row_stride,
+        m=gemm.m,
+        n=gemm.n,
+        k=gemm.k,
+        splits=splits,
+        segments_per_split=ceil_div(ceil_div(gemm.k, config.segment), splits),
+        tiles_m=tiles_m,
+        tiles_n=tiles_n,
+        group=_RASTER_GROUP,
+        **finish,
+    )
+
+
 def _plan_gemm(builder: Builder, gemm: Gemm) -> None:
     if gemm.m == 0 or gemm.n == 0 or (gemm.k == 0 and gemm.accumulate):
         return
@@ -146,40 +184,30 @@ def _plan_gemm(builder: Builder, gemm: Gemm) -> None:
     if gemm.k == 0:
         _reduce(builder, gemm, finish, None, 0, "nothing to sum: zeros, or the activated bias")
     else:
-        a = readable(builder, gemm.a, need_unit_stride=True)
-        b = readable(builder, gemm.b, need_unit_stride=True)
+        if (builder.options.family or family_of(gemm, builder.spec)) == GemmWgmmaConfig.family:
+            a, b = addressable(builder, gemm.a), addressable(builder, gemm.b)
+        else:
+            a = readable(builder, gemm.a, need_unit_stride=True)
+            b = readable(builder, gemm.b, need_unit_stride=True)
         ready = replace(gemm, a=a, b=b, d=d, preact=preact)
         config, splits = _choose(builder, ready)
         acc = accumulator_dtype(gemm.dtype)
         segments = ceil_div(gemm.k, config.segment)
+        config = config.for_work(segments, splits, builder.spec)
         total: Ref | None = None
         if splits > 1:
             total = builder.alloc(segments * gemm.m * gemm.n * ITEMSIZE[acc])
-        elif segments > 1:
+        elif segments > 1 and not isinstance(config, GemmWgmmaConfig):
             total = builder.alloc(gemm.m * gemm.n * ITEMSIZE[acc])
-        tiles_m, tiles_n = ceil_div(gemm.m, config.block_m), ceil_div(gemm.n, config.block_n)
         layout = ("T" if not a.row_major else "N") + ("T" if not b.row_major else "N")
-        builder.step(
-            config,
-            tiles_m * tiles_n * splits,
+        note = (
             f"{gemm.op} {gemm.m}x{gemm.n}x{gemm.k} {gemm.dtype} {layout}, tile {config.tile}, {config.stages} stages, "
-            f"S={config.segment}, {splits} split(s) of K, loads of {config.vec_a} and {config.vec_b} B",
-            config.smem_bytes,
-            a=ref_of(a),
-            b=ref_of(b),
-            total=total,
-            lda=a.row_stride if a.row_major else a.col_stride,
-            ldb=b.col_stride if b.col_major else b.row_stride,
-            m=gemm.m,
-            n=gemm.n,
-            k=gemm.k,
-            splits=splits,
-            segments_per_split=ceil_div(segments, splits),
-            tiles_m=tiles_m,
-            tiles_n=tiles_n,
-            group=_RASTER_GROUP,
-            **finish,
+            f"S={config.segment}, {splits} split(s) of K, loads of {config.vec_a} and {config.vec_b} B"
         )
+        if isinstance(config, GemmWgmmaConfig):
+            wgmma_step(builder, ready, config, total, finish, note)
+        else:
+            _tiled_step(builder, ready, config, splits, total, finish, note)
         if splits > 1:
             note = f"add {segments} segment sums in ascending order, then the epilogue"
             _reduce(builder, ready, finish, total, segments, note)

@@ -137,6 +137,10 @@ __device__ __forceinline__ void consume(const GemmWgmmaParams& p, const Ring<Con
 
 // ---- the kernel ----
 
+// Three warpgroups start with 168 registers per thread; 128 * 40 + 256 * 232 = 384 * 168. One consumer has enough
+// without.
+constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+
 template <class Config>
 __device__ __forceinline__ void gemm_wgmma(const GemmWgmmaParams& p) {
   static_assert(Config::kBlockM == 64 * Config::kConsumers, "a consumer has 64 rows");
@@ -151,10 +155,10 @@ __device__ __forceinline__ void gemm_wgmma(const GemmWgmmaParams& p) {
   sync_cluster<Config::kCluster>();  // the barriers exist, in every CTA that may arrive at them
 
   if (warpgroup == 0) {
-    if constexpr (Config::kConsumers > 1) setmaxnreg_dec<Config::kProducerRegisters>();
+    if constexpr (Config::kConsumers > 1) setmaxnreg_dec<kProducerRegisters>();
     if (thread == 0) produce<Config>(p, ring, scheduler);
   } else {
-    if constexpr (Config::kConsumers > 1) setmaxnreg_inc<Config::kConsumerRegisters>();
+    if constexpr (Config::kConsumers > 1) setmaxnreg_inc<kConsumerRegisters>();
     char* staging = smem + Smem::kStaging + (warpgroup - 1) * Smem::kPerConsumer;
     consume<Config>(p, ring, scheduler, staging, warpgroup - 1, thread);
   }

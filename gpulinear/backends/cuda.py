@@ -14,9 +14,11 @@ from ..device import DeviceSpec, live_spec
 from ..errors import BackendError
 from ..launch import ParamTemplate, buffer_order, compile_plan, kernel_names, make_template, record, recorders
 from ..plan import Plan
+from ..tensormap import TensorMaps, encode_on_driver
 
 _lock = threading.Lock()
 _kernels: dict[tuple[int, str], Any] = {}
+_maps = TensorMaps(encode_on_driver)
 
 # Workspace of calls made inside a graph capture. The graph writes to it at every replay, so it may never go back to
 # the pool.
@@ -80,7 +82,7 @@ class BoundPlan:
                 )
             for step, artifact in zip(plan.steps, artifacts, strict=True):
                 kernel = load_kernel(str(artifact.cubin_path), artifact.entry, step.smem_bytes)
-                template = make_template(step, buffers)
+                template = make_template(step, buffers, _maps)
                 self.launches.append((kernel, (step.grid,), (step.threads,), template, step.smem_bytes))
 
     def __call__(self, pointers: list[int]) -> None:

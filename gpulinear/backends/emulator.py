@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from ..emulator import GlobalMemory, Result, run
+from ..emulator.tensormap import encode_tiled
 from ..errors import BackendError, KernelFault
 from ..launch import buffer_order, compile_plan, kernel_names, make_template, record, recorders
 from ..plan import WORKSPACE, Plan
 from ..problem import ColumnSum, Gemm, Problem
+from ..tensormap import TensorMaps
 from ..views import describe
 
 SCHEDULES = ("lockstep", "warps", "random")
@@ -110,10 +112,10 @@ def execute(plan: Plan, problems: Sequence[Problem], arrays: Mapping[str, Any]) 
     pointers = [placed[name].pointer for name in names]
     if plan.workspace_bytes:
         pointers.append(memory.alloc(plan.workspace_bytes, initialised=False, name=WORKSPACE))
-    buffers = buffer_order(names)
+    buffers, maps = buffer_order(names), TensorMaps(encode_tiled)
     _results.clear()
     for step, artifact in zip(plan.steps, compile_plan(plan), strict=True):
-        block = make_template(step, buffers).fill(pointers).tobytes()
+        block = make_template(step, buffers, maps).fill(pointers).tobytes()
         result = run(
             artifact.ptx,
             artifact.entry,

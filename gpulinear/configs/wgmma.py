@@ -1,0 +1,181 @@
+"""The variants of ``gemm_wgmma``: Hopper's tensor cores, fed by TMA, 16-bit operands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from ..device import DeviceSpec
+from ..problem import ITEMSIZE, Gemm
+from ..tensormap import major_of, rows_of
+from .base import CPP_TYPE, SEGMENT, GemmConfig, cpp_bool, cpp_major
+
+_DEPTH = 64  # elements of K in a k-tile: 128 bytes, a row of the swizzle
+_ROW = 128  # its bytes
+_STAGE_BYTES = 16384  # shared memory of a consumer's epilogue (kernels/wgmma/epilogue.cuh)
+_MOST_TOTALS = 104  # per thread in registers; a larger tile keeps 64 there (kernels/gemm_wgmma.cuh)
+_MOST_STAGES = 8
+_PEAK = 2048  # dense multiply-adds of 16-bit operands per SM and clock: 989 TFLOP/s over 132 SMs at 1.83 GHz
+
+
+@dataclass(frozen=True)
+class WgmmaTile:
+    """Block tile of ``gemm_wgmma``, the CTAs that share a tile of B, and the share of the peak its main loop reaches.
+
+    The shares only rank variants; they are the ratios that kernels of this design reached elsewhere (docs/hopper.md).
+    """
+
+    block_m: int
+    block_n: int
+    cluster: int
+    share: float
+
+
+WGMMA_TILES = (
+    WgmmaTile(128, 256, 2, 0.86),
+    WgmmaTile(128, 256, 1, 0.83),
+    WgmmaTile(128, 208, 1, 0.80),
+    WgmmaTile(128, 192, 2, 0.83),
+    WgmmaTile(128, 192, 1, 0.80),
+    WgmmaTile(128, 128, 1, 0.70),
+    WgmmaTile(64, 256, 1, 0.62),
+    WgmmaTile(64, 128, 1, 0.50),
+    WgmmaTile(64, 64, 1, 0.35),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmWgmmaConfig(GemmConfig):
+    """One variant of ``gemm_wgmma``: types, majors, tile, cluster, and how sums and results are kept."""
+
+    family: ClassVar[str] = "gemm_wgmma"
+    segment: int = SEGMENT["gemm_wgmma"]
+    cluster: int  # CTAs, neighbours along M, that load their tile of B once
+    running_total: bool  # an item of work is all of K; else one segment of it
+    tma_store: bool  # D and preact leave through shared memory
+
+    @property
+    def blocks_per_cluster(self) -> int:
+        """Blocks of a cluster, neighbours along M."""
+        return self.cluster
+
+    @property
+    def consumers(self) -> int:
+        """Warpgroups that multiply, 64 rows each."""
+        return self.block_m // 64
+
+    @property
+    def threads(self) -> int:
+        """One warpgroup that loads, and the consumers."""
+        return 128 * (1 + self.consumers)
+
+    @property
+    def totals_in_smem(self) -> int:
+        """Running totals of a thread that its registers do not hold."""
+        totals = self.block_n // 2
+        return totals - 64 if self.running_total and totals > _MOST_TOTALS else 0
+
+    @property
+    def smem_bytes(self) -> int:
+        """Dynamic shared memory of a block: ring, epilogue or totals of each consumer, barriers (gemm_wgmma.cuh)."""
+        ring = self.stages * (self.block_m + self.block_n) * _ROW
+        return ring + self.consumers * max(_STAGE_BYTES, 128 * 4 * self.totals_in_smem) + 16 * self.stages
+
+    @property
+    def min_blocks(self) -> int:
+        """One block takes the SM."""
+        return 1
+
+    @property
+    def registers(self) -> int:
+        """What a block of all threads may start with; setmaxnreg then gives the producer's to two consumers."""
+        return min(255, 65536 // self.threads // 8 * 8)
+
+    @property
+    def tile(self) -> str:
+        """Short name, as in ``128x256x64`` or, with clusters of two, ``128x256x64/c2``."""
+        return f"{self.block_m}x{self.block_n}x{self.block_k}" + (f"/c{self.cluster}" if self.cluster > 1 else "")
+
+    @property
+    def box_a(self) -> tuple[int, int]:
+        """Rows and columns of a box of A as TMA copies it."""
+        return (self.block_m, _DEPTH) if self.k_major_a else (_DEPTH, 64)
+
+    @property
+    def box_b(self) -> tuple[int, int]:
+        """Rows and columns of a box of B: the CTAs of a cluster copy equal parts."""
+        return (self.block_n // self.cluster, _DEPTH) if self.k_major_b else (_DEPTH // self.cluster, 64)
+
+    def cpp(self) -> dict[str, str]:
+        """Members of the C++ ``Config`` struct."""
+        return {
+            "In": CPP_TYPE[self.dtype],
+            "Acc": "float",
+            "Out": CPP_TYPE[self.out_dtype],
+            "Bias": CPP_TYPE[self.bias_dtype],
+            "kMajorA": cpp_major(self.k_major_a),
+            "kMajorB": cpp_major(self.k_major_b),
+            "kBlockM": str(self.block_m),
+            "kBlockN": str(self.block_n),
+            "kStages": str(self.stages),
+            "kSegment": str(self.segment),
+            "kConsumers": str(self.consumers),
+            "kCluster": str(self.cluster),
+            "kRunningTotal": cpp_bool(self.running_total),
+            "kTmaStore": cpp_bool(self.tma_store),
+        }
+
+    def supports(self, gemm: Gemm, spec: DeviceSpec) -> str | None:
+        """Why the variant cannot run ``gemm`` on ``spec``, as a sentence; None when it can."""
+        if gemm.dtype not in ("float16", "bfloat16"):
+            return f"gemm_wgmma multiplies float16 and bfloat16, not {gemm.dtype}"
+        if spec.arch != "sm_90a":
+            return f"wgmma needs sm_90a, this is {spec.arch}"
+        if major_of(gemm.a, rows_first=True) is None or major_of(gemm.b, rows_first=False) is None:
+            return "TMA needs operands whose base and row pitch are multiples of 16 bytes"
+        if not self.k_major_b and self.block_n % 64:
+            return f"boxes of an N-major B have 64 columns, {self.block_n} is no multiple of that"
+        if self.cluster > 1 and gemm.m <= self.block_m:
+            return "a cluster shares B between rows of tiles, and there is one"
+        return self.limits(spec)
+
+    def macs_per_clock(self, spec: DeviceSpec, warps: float) -> float:
+        """The share of the peak that this tile's main loop reaches."""
+        shares = {(t.block_m, t.block_n, t.cluster): t.share for t in WGMMA_TILES}
+        return _PEAK * shares[self.block_m, self.block_n, self.cluster]
+
+    def split_choices(self, segments: int, splits: list[int]) -> list[int]:
+        """All of K in one item of work, or each segment in its own."""
+        return sorted({1 if count == 1 else segments for count in splits})
+
+    def for_work(self, segments: int, splits: int, spec: DeviceSpec) -> GemmWgmmaConfig:
+        """A running total only where a block meets more than one segment; as many stages as fit."""
+        config = replace(self, running_total=splits == 1 and segments > 1, stages=1)
+        slot = (self.block_m + self.block_n) * _ROW + 16
+        free = spec.smem_per_block_optin - (config.smem_bytes - slot)
+        return replace(config, stages=min(_MOST_STAGES, free // slot))
+
+    @classmethod
+    def candidates(cls, gemm: Gemm, spec: DeviceSpec) -> Iterator[GemmWgmmaConfig]:
+        """Every tile, for the operands as they lie."""
+        a, b = major_of(gemm.a, rows_first=True), major_of(gemm.b, rows_first=False)
+        outputs = [out for out in (gemm.d, gemm.preact) if out is not None]
+        stores = all(ITEMSIZE[out.dtype] == 2 and rows_of(out) is not None for out in outputs)
+        for tile in WGMMA_TILES:
+            yield cls(
+                dtype=gemm.dtype,
+                out_dtype=gemm.d.dtype,
+                bias_dtype=gemm.bias.dtype if gemm.bias else gemm.dtype,
+                k_major_a=a is None or a[0],
+                k_major_b=b is not None and not b[0],
+                block_m=tile.block_m,
+                block_n=tile.block_n,
+                block_k=_DEPTH,
+                stages=2,
+                vec_a=16,
+                vec_b=16,
+                cluster=tile.cluster,
+                running_total=False,
+                tma_store=stores and tile.block_n % 64 == 0,
+            )

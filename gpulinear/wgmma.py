@@ -1,0 +1,78 @@
+"""Plans a launch of ``gemm_wgmma``: operands that TMA can address, their tensor maps, and the persistent grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .builder import Builder, aligned_copy, readable, ref_of
+from .config import GemmWgmmaConfig
+from .cost import ceil_div
+from .plan import MapRef, Ref
+from .problem import Gemm, Matrix
+from .tensormap import TensorMapSpec, major_of, rows_of
+
+_RASTER_GROUP = 8  # tiles of M (pairs of them in clusters) that share a strip of B in the L2
+_STORE_BOX = (64, 64)  # rows of a consumer, columns of a chunk (kernels/wgmma/epilogue.cuh)
+
+
+def addressable(builder: Builder, m: Matrix) -> Matrix:
+    """The operand as it lies, or a copy with aligned rows where TMA cannot address it. The bits are the same."""
+    if major_of(m, rows_first=True) is None:
+        return aligned_copy(builder, m)
+    return readable(builder, m, need_unit_stride=True)
+
+
+def _map_of(m: Matrix, box: tuple[int, int], pitch: int) -> MapRef:
+    """The tensor map of a row-major matrix."""
+    at = ref_of(m)
+    assert at is not None
+    return MapRef(at, TensorMapSpec(m.dtype, m.rows, m.cols, pitch, *box))
+
+
+def _operand_map(m: Matrix, box: tuple[int, int], *, rows_first: bool) -> MapRef:
+    found = major_of(m, rows_first=rows_first)
+    assert found is not None
+    along_rows, pitch = found
+    return _map_of(m if along_rows else m.T, box, pitch)
+
+
+def _output_map(m: Matrix | None, config: GemmWgmmaConfig) -> MapRef | None:
+    if m is None or not config.tma_store:
+        return None
+    pitch = rows_of(m)
+    assert pitch is not None
+    return _map_of(m, _STORE_BOX, pitch)
+
+
+def wgmma_step(
+    builder: Builder,
+    gemm: Gemm,
+    config: GemmWgmmaConfig,
+    slabs: Ref | None,
+    finish: dict[str, Any],
+    note: str,
+) -> None:
+    """Append the launch. ``slabs`` holds the sums of all segments, where ``ordered_reduce`` will add them."""
+    segments = ceil_div(gemm.k, config.segment)
+    tiles_m, tiles_n = ceil_div(gemm.m, config.block_m * config.cluster), ceil_div(gemm.n, config.block_n)
+    items = tiles_m * tiles_n * (1 if config.running_total else segments)
+    clusters = min(items, max(1, builder.num_sms // config.cluster))
+    builder.step(
+        config,
+        clusters * config.cluster,
+        note,
+        config.smem_bytes,
+        map_a=_operand_map(gemm.a, config.box_a, rows_first=True),
+        map_b=_operand_map(gemm.b, config.box_b, rows_first=False),
+        map_d=_output_map(gemm.d, config),
+        map_preact=_output_map(gemm.preact, config),
+        slabs=slabs,
+        m=gemm.m,
+        n=gemm.n,
+        k=gemm.k,
+        segments=segments,
+        tiles_m=tiles_m,
+        tiles_n=tiles_n,
+        group=_RASTER_GROUP,
+        **finish,
+    )
