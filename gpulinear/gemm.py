@@ -21,7 +21,6 @@ from .errors import ArgumentError, BackendError
 from .plan import Options, Plan
 from .planner import make_plan
 from .problem import Problem
-from .tuning import table
 from .views import HOST, check_overlaps, describe
 
 HOST_BACKENDS = ("reference", "emulator")
@@ -136,7 +135,9 @@ def plan_call(call: Call, spec: DeviceSpec) -> Plan:
 
 def reload_tuning() -> None:
     """Read the tuning tables again when they are next needed, and plan every call anew."""
-    table.forget()
+    from .tuning.table import forget
+
+    forget()
     make_plan.cache_clear()
     _warm.clear()
 

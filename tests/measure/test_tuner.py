@@ -385,6 +385,12 @@ def explained(case: Case) -> Any:
     return gl.explain(case.op, *[gl.ShapeDtype(shape_of(case, name), case.dtype) for name in inputs], arch="sm_90a")
 
 
+def test_an_output_of_another_dtype_is_an_entry_of_its_own() -> None:
+    case = Case("wgrad", "bfloat16", 64, 40, 48, out_dtype="float32")
+    entry = entry_of(Lab().result(case), PROVENANCE)
+    assert (entry.dtype, entry.out_dtype, entry.layout, entry.tokens) == ("bfloat16", "float32", "TN", 64)
+
+
 def test_a_changed_tree_is_said_and_the_drivers_own_version_preferred() -> None:
     changed = {**PROVENANCE, "dirty": True, "driver_release": "580.95.05"}
     entry = entry_of(Lab().result(), changed)
