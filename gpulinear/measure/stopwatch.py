@@ -25,7 +25,7 @@ BATCH_US = 20_000.0  # device time of a batch, if its launches are short
 SPARE_US = 100.0
 LONGEST_SPIN_US = 500_000.0
 LEAST_BATCHES = 3  # before a median may count as settled: one batch is too short a time to see drift
-MOST_LATE = 6  # batches in a row; each doubles the backlog
+MOST_LATE = 8  # batches in a row; each doubles the backlog, and from the second on halves the batch
 SHORTEST_US = 0.1  # an event pair around nothing may show no time at all
 SHORT_US = 100.0  # up to here a graph replay is timed as well
 GRAPH_US = 1_000.0
@@ -137,6 +137,7 @@ class _Stopwatch:
         self.late = 0
         self.enqueue_us = SPARE_US  # host time of one timed launch, as last seen
         self.round_us = 0.0  # device time of one round, as last seen
+        self.most_rounds = MOST_LAUNCHES  # of a batch; less where the driver holds fewer operations than it should
         self.readings: dict[str, list[float]] = {}
 
     # ---- the whole ----
@@ -198,7 +199,7 @@ class _Stopwatch:
 
     def _rounds(self) -> int:
         """Rounds of the next batch: as many as fill it, fewer if launches are long."""
-        most = max(MOST_LAUNCHES // len(self.calls), 1)
+        most = max(min(MOST_LAUNCHES // len(self.calls), self.most_rounds), 1)
         return most if self.round_us == 0.0 else max(min(most, int(BATCH_US / self.round_us)), 1)
 
     def _order(self) -> list[str]:
@@ -241,9 +242,11 @@ class _Stopwatch:
                 return found
             self.late += 1
             in_a_row += 1
+            if in_a_row > 1 and rounds > 1:
+                rounds = self.most_rounds = rounds // 2
             if in_a_row == MOST_LATE:
                 self._drop_the_waiting()
-                in_a_row, rounds = 0, 1
+                in_a_row = 0
         return []
 
     def _attempt(self, rounds: int, backlog_us: float) -> list[tuple[str, float]] | None:
@@ -270,11 +273,12 @@ class _Stopwatch:
             if value is not None:
                 self.readings.setdefault(key, []).append(value)
         device.synchronize()
-        # A call that waited for the device makes the host look slow: the longest spin bounds what that can lead to.
-        self.enqueue_us = min(enqueued_us / len(marks), LONGEST_SPIN_US)
+        if late:  # the times hold gaps, and the host may have been waiting for the device
+            return None
+        self.enqueue_us = enqueued_us / len(marks)
         found = [(name, device.elapsed_us(start, end)) for name, start, end in marks]
         self.round_us = sum(us for _, us in found) / rounds
-        return None if late else found
+        return found
 
     def _drop_the_waiting(self) -> None:
         """Drop the providers of which not even one launch fits behind the longest backlog; all if none stands out."""

@@ -23,14 +23,17 @@ class FakeDevice:
 
     enqueue_us: host time of an event or a spin.  clocks: what the SM clock shows, a function of the host's seconds.
     gone_after: operations after which every call raises.
+    depth: operations that may be pending before the host has to wait.
     """
 
     enqueue_us: float = 2.0
     clocks: Callable[[float], float | None] = lambda seconds: 1000.0
     gone_after: int | None = None
+    depth: int = 1000
     host: float = 0.0
     free: float = 0.0  # when the stream will be free
     operations: int = 0
+    pending: list[float] = field(default_factory=list)  # when each operation on the stream will be done
     spins: list[float] = field(default_factory=list)
     log: list[tuple[Any, ...]] = field(default_factory=list)  # what was enqueued, in order
     capturing: list[tuple[float, Callable[[], None] | None]] | None = None
@@ -54,7 +57,14 @@ class FakeDevice:
             return
         if effect is not None:
             effect()
+        self._enqueue(device_us)
+
+    def _enqueue(self, device_us: float) -> None:
+        self.pending = [done for done in self.pending[-self.depth :] if done > self.host]
+        if len(self.pending) == self.depth:
+            self.host = self.pending[0]
         self.free = max(self.free, self.host) + device_us
+        self.pending.append(self.free)
 
     def wait(self) -> None:
         """What a provider does that synchronises inside its call."""
@@ -92,7 +102,7 @@ class FakeDevice:
     def record(self) -> Any:
         self._operation()
         self.host += self.enqueue_us
-        self.free = max(self.free, self.host)
+        self._enqueue(0.0)
         return self.free
 
     def done(self, event: Any) -> bool:

@@ -158,9 +158,19 @@ def test_no_sample_of_a_late_batch_is_kept() -> None:
     assert watch._attempt(10, 1.0) is None
     kept = watch._attempt(10, 10_000.0)
     assert kept is not None and [us for _, us in kept] == pytest.approx([50.0] * 10)
-    watch.enqueue_us = 0.001  # forgets how slow the host is: the first backlog will be too short
+    watch.enqueue_us = 1.6  # the host takes 7 us: the first backlog will be too short, a doubled one will do
     assert [us for _, us in watch._batch(100)] == pytest.approx([50.0] * 100)
     assert watch.late == 1
+
+
+def test_a_driver_that_holds_few_operations_gets_smaller_batches() -> None:
+    device = FakeDevice(depth=60)
+    found = run(device, FakeCall(device, "a", device_us=20.0), FakeCall(device, "b", device_us=30.0))
+    assert not found.errors and found.timings["a"].us_p50 == pytest.approx(20.0)
+    # Found out while warming up, and remembered.
+    assert found.timings["a"].late_batches == 0 and found.timings["a"].samples >= 20
+    assert max(map(len, batches(device)[-5:])) <= 20
+    assert device.now() < RULES.budget_s
 
 
 def test_a_provider_that_waits_for_the_device_is_dropped_and_the_others_are_timed() -> None:
