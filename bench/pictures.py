@@ -217,10 +217,10 @@ def squares(gpu: GpuRows, theme: Theme) -> Figure | None:
         return None
     ops = [op for op in OPS if any(pair.case.op == op for some in series.values() for pair in some)]
     figure, grid = _panels(list(series), False, "tokens = out = in", "TFLOP/s")
-    for axis, (name, some) in zip(grid, series.items(), strict=True):
+    for axis, some in zip(grid, series.values(), strict=True):
         for op in ops:
             _size_lines(axis, [pair for pair in some if pair.case.op == op], op, theme)
-        peaks = [peak for pair in some if (peak := pair.ceilings.get(f"matmul {name}")) is not None]
+        peaks = [pair.peak for pair in some if pair.peak is not None]
         if peaks:
             axis.axhline(max(peaks), color=theme.ink, linewidth=0.9, linestyle=":")
         sizes = [pair.case.tokens for pair in some]
@@ -258,9 +258,9 @@ def roofline(gpu: GpuRows, theme: Theme) -> Figure | None:
     series = _series(pair for pair in gpu.pairs if pair.timed is not None and pair.case.flops >= SMALL)
     if run is None or not series:
         return None
-    reached = {name: row.data["value"] for name, row in gpu.ceilings[run].items()}
-    copy = reached["copy"] * 1e-3
-    peaks = {name: peak for name in series if (peak := reached.get(f"matmul {name}")) is not None}
+    copy = gpu.ceilings[run]["copy"].data["value"] * 1e-3
+    newest = {name: [p.peak for p in some if p.rows[0].data["run"] == run and p.peak] for name, some in series.items()}
+    peaks = {name: found[0] for name, found in newest.items() if found}
     pairs = [pair for some in series.values() for pair in some]
     rates = [tflops(pair.timed) for pair in pairs if pair.timed is not None]
     top = max([*peaks.values(), *rates])
@@ -284,7 +284,7 @@ def roofline(gpu: GpuRows, theme: Theme) -> Figure | None:
         )  # fmt: skip
     _name_ceilings(axis, peaks)
     handles = [Line2D([], [], label=name, **_dots(name, theme)) for name in series]
-    handles.append(Line2D([], [], color=theme.ink, label=f"copy, {reached['copy']:.0f} GB/s"))
+    handles.append(Line2D([], [], color=theme.ink, label=f"copy, {1e3 * copy:.0f} GB/s"))
     return _finish(figure, gpu, "Our calls below the ceilings that this GPU reached", theme, handles)
 
 

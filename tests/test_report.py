@@ -163,15 +163,16 @@ def test_the_roof_is_of_the_same_run_and_the_lower_of_two() -> None:
     assert low.share(None) is None
 
 
-def test_split_precisions_have_a_ceiling_of_their_own() -> None:
+def test_a_split_precisions_ceiling_is_its_products() -> None:
     case = Case("linear", "float32", 64, 64, 64, precision="bf16x6")
     rows = [
         row(case=case),
         ceiling("copy", 1e9, "GB/s"),
         ceiling("matmul float32", 10.0),
-        ceiling("matmul bf16x6", 20.0),
+        ceiling("matmul bfloat16", 60.0),
     ]
-    assert only(gpu(*rows)).roof == 20
+    assert only(gpu(*rows)).roof == 10
+    assert only(gpu(*rows[:3])).roof is None
 
 
 # Words

@@ -15,6 +15,9 @@ from .records import RecordError, Row
 OURS = "gpulinear"  # the provider that runs what a user gets; "gpulinear:<family>" forces a kernel
 OPS = {"linear": "fprop", "dgrad": "dgrad", "wgrad": "wgrad", "backward": "backward"}
 
+# Products of the tensor cores that a split precision is made of: what they reach is its ceiling (docs/design.md).
+PASSES = {"bf16x6": ("bfloat16", 6), "tf32x3": ("tf32", 3)}
+
 
 def key(case: Case) -> tuple[int, int, int]:
     """Sorts cases by group, arithmetic and op, as the tables have them."""
@@ -65,10 +68,17 @@ class Pair:
         return float(data["flops"] / data["least_bytes"])
 
     @property
+    def peak(self) -> float | None:
+        """TFLOP/s of the largest product in the case's arithmetic that the run reached."""
+        name, passes = PASSES.get(arithmetic(self.case), (arithmetic(self.case), 1))
+        reached = self.ceilings.get(f"matmul {name}")
+        return None if reached is None else reached / passes
+
+    @property
     def roof(self) -> float | None:
-        """TFLOP/s that the run's ceilings allow: the largest product's rate, or the copy's bandwidth times intensity."""
-        peak, copy = self.ceilings.get(f"matmul {arithmetic(self.case)}"), self.ceilings.get("copy")
-        return None if peak is None or copy is None else min(peak, self.intensity * copy * 1e-3)
+        """TFLOP/s that the run's ceilings allow: ``peak``, or the copy's bandwidth times intensity if that is lower."""
+        copy = self.ceilings.get("copy")
+        return None if self.peak is None or copy is None else min(self.peak, self.intensity * copy * 1e-3)
 
     def share(self, row: Row | None) -> float | None:
         """Rate of a timed row / ``roof``."""
