@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .configs.base import SEGMENT, GemmConfig, vector_bytes
+from .configs.base import PROMOTE, SEGMENT, GemmConfig, vector_bytes
 from .configs.mma import MMA_TILES, GemmMmaConfig
 from .configs.simt import SIMT_TILES, GemmSimtConfig
 from .configs.small import ActGradConfig, ColumnSumConfig, OrderedReduceConfig, StridedCopyConfig
@@ -22,6 +22,7 @@ __all__ = [
     "FAMILIES",
     "MMA_TILES",
     "NUMERICS_VERSION",
+    "PROMOTE",
     "SEGMENT",
     "SIMT_TILES",
     "WGMMA_TILES",

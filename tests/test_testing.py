@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gpulinear import reference, testing
+from gpulinear.config import PROMOTE
 from gpulinear.reference import round_to
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -240,8 +241,8 @@ def test_units_follow_the_canonical_order():
     assert [how.additions(k, False) for k in (0, 1, 1024, 1025, 5000)] == [0, 0, 0, 1, 4]
     assert [how.additions(k, True) for k in (0, 1, 1024, 1025)] == [0, 1, 1, 2]
     split = testing.tensor_core("sm_90a", "bf16x6")
-    assert (split.segment, split.promote, split.passes) == (4096, 128, 6)
-    assert split.chain_units(4096) == 10.5 * 8 * 6 + 31
+    assert (split.segment, split.promote, split.passes) == (4096, PROMOTE, 6)
+    assert split.chain_units(4096) == 10.5 * 4 * 6 + 63
 
 
 # ---- activations and their gradients ----

@@ -14,6 +14,10 @@ from ..problem import ITEMSIZE, Gemm, Matrix
 # shape, tile and batch (docs/design.md, "The numeric contract").
 SEGMENT = {"gemm_simt": 1024, "gemm_mma": 4096, "gemm_wgmma": 4096, "column_sum": 4096}
 
+# Split precisions restart their chains every this many elements and add them into the segment's sum, rounded to nearest:
+# a tensor core truncates, and the bias grows with the chain (docs/accuracy.md).
+PROMOTE = 64
+
 CPP_TYPE = {"float64": "double", "float32": "float", "float16": "Half", "bfloat16": "Bfloat16"}
 
 

@@ -13,6 +13,7 @@ from .bounds import (
     fma,
     gauge_bound,
     gemm_bound,
+    operand_error,
     tensor_core,
 )
 from .compare import Worst, assert_same_bits, assert_within, bit_pattern, error_ratio, worst
@@ -58,6 +59,7 @@ __all__ = [
     "gemm_bound",
     "integers",
     "normal",
+    "operand_error",
     "poisoned",
     "precision_probe",
     "sprinkled",

@@ -9,7 +9,8 @@ of at most n u / (1 - n u) of the gauge |A|·|B|.
 One tensor-core instruction multiplies exactly, aligns its p products and the accumulator to the
 largest exponent, cuts them off F fraction bits below it, and rounds the sum toward zero. That is at
 most 2 + (p+1) 2**(24-F) units of 2**-24 for every p products; p and F are reverse-engineered, not
-documented by NVIDIA.
+documented by NVIDIA. A subnormal operand is aligned as if it were the smallest normal number, and
+counts as that much in the gauge.
 
 A bound contains the rounding of the output and the error of the float64 reference itself.
 """
@@ -37,8 +38,18 @@ U32 = 2.0**-24
 U64 = 2.0**-53
 
 # Error of representing both operands, in units of the gauge, against the product of the unrounded
-# operands: (1 + u)**2 - 1 with u = 2**-11; 3 u**2; and the products that bf16x6 leaves out.
+# operands: (1 + u)**2 - 1 with u = 2**-11; 3 u**2; and the products that bf16x6 leaves out. Holds for
+# operands that no plane is too small for; `operand_error` is what the others lose beside it.
 REPRESENTATION = {"ieee": 0.0, "tf32": 16388 * U32, "tf32x3": 12 * U32, "bf16x6": 2 * U32}
+
+# By precision: the size below which a plane of an operand may be cut at the smallest subnormal of its
+# format, and half of that subnormal.
+_CUT = {"tf32": (2.0**-126, 2.0**-137), "tf32x3": (2.0**-115, 2.0**-137), "bf16x6": (2.0**-110, 2.0**-134)}
+
+# The planes of x, and the pairs of planes of x and y, add up to at most this in absolute value, in units
+# of |x| and of |x| |y|: (1 + 2**-7 + 2**-16)**2 is the largest, of bf16x6.
+_PLANES_SUM = 1.0 + 2.0**-5
+_MOST_PLANES = 3
 
 # Upper limits of |act'|: gelu's maximum is 1.1289 at √2, gelu_tanh's 1.1290, silu's 1.0998.
 LIPSCHITZ = {None: 1.0, "relu": 1.0, "gelu": 1.13, "gelu_tanh": 1.13, "silu": 1.1}
@@ -111,9 +122,7 @@ def fma(dtype: str, segment: int) -> Summation:
     return Summation(U64 if dtype == "float64" else U32, segment)
 
 
-def tensor_core(
-    arch: str, precision: str | None = None, *, segment: int = 4096, promote: int | None = 128
-) -> Summation:
+def tensor_core(arch: str, precision: str | None = None, *, segment: int = 4096, promote: int | None = 64) -> Summation:
     """Tensor-core chains for 16-bit operands (`precision` None) or a precision of float32 ones.
 
     `promote` counts for the split precisions only. An architecture whose adder is not known (sm_75)
@@ -126,6 +135,20 @@ def tensor_core(
         units = 2.0 + (step_k + 1) * 2.0 ** (24 - fraction)
     passes = {"tf32x3": 3, "bf16x6": 6}.get(precision or "", 1)
     return Summation(U32, segment, step_k, units, promote if passes > 1 else None, passes)
+
+
+def operand_error(x: Array, precision: str | None) -> Float64:
+    """What the planes of the float32 array `x` may be off by beyond REPRESENTATION, element by element.
+
+    For `a_error` and `b_error` of `gemm_bound` with `representation`. It is 0 but for tiny elements. A first plane
+    that is kept from vanishing (`reference.planes`) is up to four times as large as what it stands for.
+    """
+    size = np.abs(x.astype(np.float64))
+    if precision is None or precision == "ieee":
+        return np.zeros_like(size)
+    below, half = _CUT[precision]
+    cut = np.where(size < below, half, 0.0)
+    return np.where((size <= half) & (size > 0.0) & (precision != "tf32"), 4.0 * half, cut)
 
 
 @np.errstate(all="ignore")
@@ -148,7 +171,7 @@ def gemm_bound(
 
     `precision` as given to the reference: operands rounded alike, so only the summation errs. To
     judge a lower precision against the product of the unrounded operands instead, leave it None and
-    pass `representation=REPRESENTATION[precision]`.
+    pass `representation=REPRESENTATION[precision]`, and `operand_error` of both where they may be tiny.
     `activation_ulps`: relative error of the kernel's factor P in act(z) = z P(z), in units of the
     accumulator, beside what rounding the argument of gelu_tanh costs. `a_error`, `b_error`: what
     the operands are off by, element by element (for dx and dw when dz = dy * act'(preact)
@@ -157,9 +180,12 @@ def gemm_bound(
     k = a.shape[1]
     d, z = gemm(a, b, bias=bias, activation=activation, precision=precision, accumulate_into=accumulate_into)
     pairs = products(a, b, precision)
+    # What a subnormal operand counts as in a tensor core; with `representation`, each of its planes.
+    least = 0.0 if how.step_units <= 1.0 else 2.0**-14 if a.dtype == np.float16 else 2.0**-126
+    least *= _MOST_PLANES if representation else 1
     gauge = np.zeros_like(d)
     for a_part, b_part in pairs:
-        gauge += np.abs(a_part) @ np.abs(b_part)
+        gauge += _lifted(a_part, least) @ _lifted(b_part, least)
     operand_errors: list[Float64] = []
     if a_error is not None:
         operand_errors.append(a_error @ np.abs(b.astype(np.float64)))
@@ -285,6 +311,12 @@ def _activation_terms(z: Array, activation: str) -> tuple[Float64, Float64, Floa
     return factor, np.abs(rest), 5.0 * np.abs(w)
 
 
+def _lifted(x: Float64, least: float) -> Float64:
+    """At least |x|, and at least `least` where x is not zero."""
+    size: Float64 = np.abs(x)
+    return np.where(size > 0.0, size + least, size) if least else size
+
+
 def _gamma(unit: float, units: float) -> float:
     """n u / (1 - n u), the relative error of n roundings in a row; infinite where n u >= 1."""
     return units * unit / (1.0 - units * unit) if units * unit < 1.0 else math.inf
@@ -299,7 +331,7 @@ def _summation_error(
     terms: int,
 ) -> Float64:
     """Error of K products in the canonical order, plus what the float64 reference adds to it."""
-    chain = _gamma(how.unit, how.chain_units(k))
+    chain = _gamma(how.unit, how.chain_units(k)) * (_PLANES_SUM if representation else 1.0)
     additions = how.additions(k, start is not None)
     total = gauge if start is None else gauge * (1.0 + chain) + np.abs(start.astype(np.float64))
     error = (chain + representation) * gauge
