@@ -189,7 +189,7 @@ def run(cases: list[Case], bench: Bench, budget_s: float, path: Path, results: P
                     continue
                 report.results.append(one)
                 provenance = {**bench.provenance, "time": timestamp()}
-                save(path, arch, [entry_of(one, provenance)])
+                save(path, arch, [entry_of(one, bench.spec, provenance)])
                 if recorder is not None:
                     recorder.write(regret_row(one, run_id, provenance))
         except DeviceLost as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -31,7 +33,6 @@ from .problem import (
     Vector,
     accumulator_dtype,
 )
-from .tuning.table import serving
 from .wgmma import addressable, wgmma_step
 
 _ROWS_PER_BLOCK = 64  # act_grad without a bias gradient: no chain, so rows are cut finely
@@ -42,70 +43,83 @@ _RASTER_GROUP = 8  # tiles of M that share a strip of B in the L2
 # ---- GEMM --------------------------------------------------------------------------------------
 
 
-def split_options(segments: int, slab: int, workspace_limit: int) -> list[int]:
-    """The numbers of K splits to choose from, ascending; ``slab`` is the bytes that each segment's sums would take."""
-    options = {1}
-    if segments > 1 and segments * slab <= workspace_limit:
-        options |= {
-            ceil_div(segments, ceil_div(segments, s)) for s in (2, 3, 4, 8, 16, 32, 64, segments) if s <= segments
-        }
-    return sorted(options)
+def as_read(builder: Builder, gemm: Gemm) -> Gemm:
+    """The GEMM on operands that its family's kernels can read: as they lie, or copied where they cannot be."""
+    if (builder.options.family or family_of(gemm, builder.spec)) == GemmWgmmaConfig.family:
+        a, b = addressable(builder, gemm.a), addressable(builder, gemm.b)
+    else:
+        a = readable(builder, gemm.a, need_unit_stride=True)
+        b = readable(builder, gemm.b, need_unit_stride=True)
+    return replace(gemm, a=a, b=b)
 
 
-def _tuned(builder: Builder, gemm: Gemm, first: int, segments: int, slab: int) -> Choice | None:
-    """The measured winner for this problem, if a tuning table has one that is legal here; noted among the choices.
+def _split_options(gemm: Gemm, config: GemmConfig, asked: Iterable[int], limit: int | None) -> list[int]:
+    """The numbers of K splits that the variant makes of those ``asked`` for, ascending.
 
-    It is one of the choices from ``first`` on: a table names what the cost model might have taken, and nothing else.
+    None is above the number of segments, or leaves a split without one; with a ``limit``, the slabs of more than one
+    fit into so many bytes.
     """
+    segments = ceil_div(gemm.k, config.segment)
+    slabs = segments * gemm.m * gemm.n * ITEMSIZE[accumulator_dtype(gemm.dtype)]
+    counts = {ceil_div(segments, ceil_div(segments, min(count, segments))) for count in asked}
+    return config.split_choices(segments, sorted(c for c in counts if c == 1 or limit is None or slabs <= limit))
+
+
+def considered(builder: Builder, gemm: Gemm) -> Iterator[Choice]:
+    """Every variant for operands ``as_read`` with every number of K splits that the options leave: its predicted cost,
+    or why it is refused."""
+    options = builder.options
+    for config, refused in candidates(gemm, builder.spec, options.family):
+        if options.segment is not None:
+            config = replace(config, segment=options.segment)
+        if options.tile not in (None, config.tile):
+            refused = f"only {options.tile} was asked for"
+        if refused:
+            yield Choice(config, 1, None, refused)
+            continue
+        if options.splits is not None:
+            counts = _split_options(gemm, config, [options.splits], None)
+        else:
+            asked = (1, 2, 3, 4, 8, 16, 32, 64, gemm.k)
+            counts = _split_options(gemm, config, asked, options.workspace_limit)
+        for splits in counts:
+            yield Choice(config, splits, predict(gemm, config, splits, builder.spec, builder.num_sms), None)
+
+
+def _tuned(builder: Builder, gemm: Gemm, legal: Iterable[GemmConfig]) -> Choice | None:
+    """The measured winner for this problem, if a tuning table names one that is ``legal`` here."""
+    from .tuning.table import serving  # when the first GEMM is planned, not when gpulinear is imported
+
     options = builder.options
     if not options.tuned or options.tile is not None or options.splits is not None:
         return None
+    by_name = {(config.family, config.tile): config for config in legal}
     for entry in serving(gemm, builder.spec, builder.num_sms):
-        splits = ceil_div(segments, ceil_div(segments, min(entry.splits, segments)))
-        if splits > 1 and segments * slab > options.workspace_limit:
+        config = by_name.get((entry.family, entry.tile))
+        if config is None:
             continue
-        for index, choice in enumerate(builder.choices[first:], first):
-            if choice.refused is None and (choice.config.family, choice.config.tile) == (entry.family, entry.tile):
-                cost = predict(gemm, choice.config, splits, builder.spec, builder.num_sms)
-                builder.choices[index] = Choice(choice.config, splits, cost, None, str(entry))
-                return builder.choices[index]
+        for splits in _split_options(gemm, config, [entry.splits], options.workspace_limit):
+            cost = predict(gemm, config, splits, builder.spec, builder.num_sms)
+            return Choice(config, splits, cost, None, str(entry))
     return None
+
+
+def _seconds(choice: Choice) -> float:
+    return math.inf if choice.cost is None else choice.cost.seconds
 
 
 def _choose(builder: Builder, gemm: Gemm) -> tuple[GemmConfig, int]:
     """The variant and the number of K splits that were measured to be the fastest, else those with the least predicted
     time. Neither may change a bit."""
-    spec = builder.spec
-    variants = list(candidates(gemm, spec, builder.options.family))
-    if builder.options.segment is not None:
-        variants = [(replace(config, segment=builder.options.segment), refused) for config, refused in variants]
-    segments = ceil_div(gemm.k, variants[0][0].segment)  # a constant of the family
-    slab = gemm.m * gemm.n * ITEMSIZE[accumulator_dtype(gemm.dtype)]
-    first = len(builder.choices)
-    best: Choice | None = None
-    for config, refused in variants:
-        if builder.options.tile not in (None, config.tile):
-            refused = f"only {builder.options.tile} was asked for"
-        if refused:
-            builder.choices.append(Choice(config, 1, None, refused))
-            continue
-        options = split_options(segments, slab, builder.options.workspace_limit)
-        if builder.options.splits is not None:
-            options = [ceil_div(segments, ceil_div(segments, min(builder.options.splits, segments)))]
-        options = config.split_choices(segments, options)
-        local: Choice | None = None
-        for splits in options:
-            cost = predict(gemm, config, splits, spec, builder.num_sms)
-            if local is None or local.cost is None or cost.seconds < local.cost.seconds:
-                local = Choice(config, splits, cost, None)
-        assert local is not None and local.cost is not None
-        builder.choices.append(local)
-        if best is None or best.cost is None or local.cost.seconds < best.cost.seconds:
-            best = local
-    if best is None:
-        reasons = "; ".join(sorted({c.refused for c in builder.choices if c.refused}))
-        raise BackendError(f"no kernel can run this {gemm.op} on {spec.arch}: {reasons}")
-    best = _tuned(builder, gemm, first, segments, slab) or best
+    found: dict[GemmConfig, Choice] = {}
+    for choice in considered(builder, gemm):
+        found[choice.config] = min(found.get(choice.config, choice), choice, key=_seconds)
+    legal = [config for config, choice in found.items() if choice.refused is None]
+    if not legal:
+        reasons = "; ".join(sorted({choice.refused for choice in found.values() if choice.refused}))
+        raise BackendError(f"no kernel can run this {gemm.op} on {builder.spec.arch}: {reasons}")
+    best = _tuned(builder, gemm, legal) or min(found.values(), key=_seconds)
+    builder.choices += (found | {best.config: best}).values()
     return best.config, best.splits
 
 
@@ -184,12 +198,8 @@ def _plan_gemm(builder: Builder, gemm: Gemm) -> None:
     if gemm.k == 0:
         _reduce(builder, gemm, finish, None, 0, "nothing to sum: zeros, or the activated bias")
     else:
-        if (builder.options.family or family_of(gemm, builder.spec)) == GemmWgmmaConfig.family:
-            a, b = addressable(builder, gemm.a), addressable(builder, gemm.b)
-        else:
-            a = readable(builder, gemm.a, need_unit_stride=True)
-            b = readable(builder, gemm.b, need_unit_stride=True)
-        ready = replace(gemm, a=a, b=b, d=d, preact=preact)
+        ready = replace(as_read(builder, gemm), d=d, preact=preact)
+        a, b = ready.a, ready.b
         config, splits = _choose(builder, ready)
         acc = accumulator_dtype(gemm.dtype)
         segments = ceil_div(gemm.k, config.segment)

@@ -50,10 +50,10 @@ ALLOWED = {
     "measure": {
         "",
         "backends",
+        "builder",
         "calls",
         "compile",
         "config",
-        "cost",
         "device",
         "errors",
         "explain",

@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from ..builder import Builder
 from ..calls import BUILDERS
-from ..config import candidates
-from ..cost import ceil_div, predict
 from ..device import DeviceSpec
 from ..errors import BackendError
 from ..plan import Options
-from ..planner import split_options
-from ..problem import ITEMSIZE, Gemm, accumulator_dtype
+from ..planner import as_read, considered
+from ..problem import Gemm
 from ..views import ShapeDtype
 from .case import Case
 from .operands import dtype_of, names_of, shape_of
@@ -58,14 +57,14 @@ def tunable(cases: Iterable[Case]) -> list[Case]:
     return list(found.values())
 
 
-def problem_of(case: Case) -> Gemm:
-    """The matrix product of a ``tunable`` case on freshly allocated operands."""
+def problem_of(case: Case, builder: Builder) -> Gemm:
+    """The matrix product of a ``tunable`` case on freshly allocated operands, as its kernel reads them."""
     inputs, (output,) = names_of(case)
     operands = {name: ShapeDtype(shape_of(case, name), dtype_of(case, name)) for name in inputs}
     call = BUILDERS[case.op](**operands, precision=case.precision, out_dtype=dtype_of(case, output))
     (gemm,) = call.problems
     assert isinstance(gemm, Gemm)
-    return gemm
+    return as_read(builder, gemm)
 
 
 def candidates_of(case: Case, spec: DeviceSpec) -> list[Candidate]:
@@ -77,18 +76,16 @@ def candidates_of(case: Case, spec: DeviceSpec) -> list[Candidate]:
     Raises:
         BackendError: no kernel can run the case on ``spec``.
     """
-    gemm = problem_of(case)
-    slab = gemm.m * gemm.n * ITEMSIZE[accumulator_dtype(gemm.dtype)]
-    variants = list(candidates(gemm, spec))
-    found = [
-        Candidate(config.family, config.tile, splits, 1e6 * predict(gemm, config, splits, spec, spec.sm_count).seconds)
-        for config, refused in variants
-        if refused is None
-        for splits in split_options(ceil_div(gemm.k, config.segment), slab, Options.workspace_limit)
-    ]
+    builder = Builder(spec, Options(tuned=False))
+    found, reasons = [], set()
+    for choice in considered(builder, problem_of(case, builder)):
+        if choice.cost is None:
+            reasons.add(choice.refused)
+        else:
+            config, predicted_us = choice.config, 1e6 * choice.cost.seconds
+            found.append(Candidate(config.family, config.tile, choice.splits, predicted_us))
     if not found:
-        reasons = "; ".join(sorted({refused for _, refused in variants if refused}))
-        raise BackendError(f"no kernel can run {case.name} on {spec.arch}: {reasons}")
+        raise BackendError(f"no kernel can run {case.name} on {spec.arch}: {'; '.join(sorted(map(str, reasons)))}")
     found.sort(key=lambda candidate: candidate.predicted_us)  # stable: the planner's choice among equals stays first
     limit = PRUNED_BEYOND * max(found[0].predicted_us, LEAST_US)
     return [candidate for candidate in found if candidate.predicted_us <= limit][:MOST_CANDIDATES]

@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..builder import Builder
 from ..device import DeviceSpec
+from ..plan import Options
 from ..tuning.entry import Entry
 from ..tuning.table import layout_of, loads_of
 from .candidates import Candidate, candidates_of, problem_of
@@ -215,9 +217,9 @@ def tune(
         device.release()
 
 
-def entry_of(result: Result, provenance: dict[str, Any]) -> Entry:
-    """The table's entry of a result, with what ``measure.provenance`` says of where it was measured."""
-    gemm, winner = problem_of(result.case), result.winner
+def entry_of(result: Result, spec: DeviceSpec, provenance: dict[str, Any]) -> Entry:
+    """The table's entry of a result on ``spec``, with what ``measure.provenance`` says of where it was measured."""
+    gemm, winner = problem_of(result.case, Builder(spec, Options())), result.winner
     vec_a, vec_b = loads_of(gemm)
     return Entry(
         op=gemm.op,

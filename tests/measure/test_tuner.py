@@ -37,7 +37,7 @@ from gpulinear.measure.records import read, validate
 from gpulinear.measure.regret import regret_row, summarise
 from gpulinear.measure.stopwatch import Call, Rules, Timing
 from gpulinear.measure.tuner import Result, Unmeasured, entry_of, prepare_ours, tune, tune_case
-from gpulinear.plan import Options
+from gpulinear.plan import Choice, Options
 from gpulinear.tuning import table
 
 from .fakes import FakeDevice, Gone
@@ -166,7 +166,8 @@ def test_candidates_are_sorted_pruned_and_few() -> None:
 
 
 def test_a_case_without_a_kernel_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpulinear.measure.candidates.candidates", lambda gemm, spec: [(object(), "it is Sunday")])
+    refused = [Choice(LISTED[0], 1, None, "it is Sunday")]  # type: ignore[arg-type]
+    monkeypatch.setattr("gpulinear.measure.candidates.considered", lambda builder, gemm: refused)
     with pytest.raises(BackendError, match="linear float32 48x40x4096 on sm_90a: it is Sunday"):
         candidates_of(CASE, SPEC)
 
@@ -363,7 +364,7 @@ def test_an_entry_makes_the_planner_take_the_winner(op: str, sizes: tuple[int, i
     case = Case(op, "float32", *sizes)
     listed = candidates_of(case, SPEC)
     place = min(3, len(listed) - 1)
-    entry = entry_of(Lab(times={place: 1.0}).result(case), PROVENANCE)
+    entry = entry_of(Lab(times={place: 1.0}).result(case), SPEC, PROVENANCE)
     assert (entry.family, entry.tile, entry.splits) == (listed[place].family, listed[place].tile, listed[place].splits)
     assert entry.measured_us == 1.0 and entry.predicted_us == listed[place].predicted_us
     assert (entry.gpu, entry.sms, entry.commit, entry.time) == (
@@ -387,13 +388,13 @@ def explained(case: Case) -> Any:
 
 def test_an_output_of_another_dtype_is_an_entry_of_its_own() -> None:
     case = Case("wgrad", "bfloat16", 64, 40, 48, out_dtype="float32")
-    entry = entry_of(Lab().result(case), PROVENANCE)
+    entry = entry_of(Lab().result(case), SPEC, PROVENANCE)
     assert (entry.dtype, entry.out_dtype, entry.layout, entry.tokens) == ("bfloat16", "float32", "TN", 64)
 
 
 def test_a_changed_tree_is_said_and_the_drivers_own_version_preferred() -> None:
     changed = {**PROVENANCE, "dirty": True, "driver_release": "580.95.05"}
-    entry = entry_of(Lab().result(), changed)
+    entry = entry_of(Lab().result(), SPEC, changed)
     assert entry.commit == "0" * 40 + "-dirty" and entry.driver == "580.95.05"
 
 
