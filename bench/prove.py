@@ -1,34 +1,44 @@
-"""The first hardware proof: ``python -m bench.prove --out DIR [--budget SECONDS]`` from a plain checkout on a GPU.
+"""The one command for an hour on a GPU: ``python -m bench.prove --out DIR [--budget SECONDS]`` from a plain checkout.
 
-In the order of ``parts``, so that an early stop keeps what matters: golden bits of the tensor cores; every kernel
-and layout against float64 and, bit for bit, against itself in other tiles; the emulator against the hardware; ``check``;
-``train``; cost of a launch; times of cuBLAS, then ours beside it. Rows go to DIR/prove.jsonl, golden bits to DIR/golden,
-and kernels that passed to DIR/ledger.json, which begins as the committed ledger: copy both over tests/ to keep them.
-Exit codes: 0 all right, 1 something is wrong, 3 no GPU.
+In the order of ``parts``, so that an early stop keeps what matters: golden bits of the tensor cores; every kernel and
+layout against float64 and, bit for bit, against itself in other tiles; the numeric contract; the emulator against the
+hardware; ``check``; ``train``; the experiments of docs/gpu-todo.md; the quick bench; tuning; compute-sanitizer; ncu on
+the slowest case. DIR then holds
+
+    prove.jsonl               a row per check, with its provenance
+    golden/                   copy over tests/golden
+    ledger.json               the committed ledger and what passed: copy over tests/ledger.json
+    results/<gpu>/*.jsonl     the bench's rows and the cost model's regret: copy over bench/results
+    tuning/<arch>.json        winners: copy over gpulinear/tuning
+    sanitizer-*.txt profile.txt
+
+Exit codes: 0 all right, 1 something is wrong, 3 no GPU. A part can be run alone: ``--parts contract,bench``.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import gpulinear as gl
-from gpulinear import check, device, ledger
+from gpulinear import check, cli_tune, ledger
 from gpulinear import train as job
+from gpulinear.device import why_no_gpu
+from gpulinear.errors import BackendError
+from gpulinear.measure.candidates import tunable
+from gpulinear.measure.cases import select
+from gpulinear.measure.device import Device
 from gpulinear.measure.provenance import provenance
-from gpulinear.views import numpy_dtype
+from gpulinear.measure.providers import discover
+from gpulinear.measure.records import Recorder, results_path
+from gpulinear.measure.session import run
 
-from . import golden
+from . import experiments, golden, prove_tools
 from .budget import Clock, Part, run_parts
-from .prove_kernels import Kernels, factors
-
-SQUARES = (1024, 2048, 4096, 8192)
+from .contract import Contract
+from .prove_kernels import Kernels
 
 
 def checks(clock: Clock) -> Iterator[dict[str, Any]]:
@@ -51,165 +61,106 @@ def training(clock: Clock) -> Iterator[dict[str, Any]]:
     }  # fmt: skip
 
 
-def launch_cost(clock: Clock) -> Iterator[dict[str, Any]]:
-    """Host microseconds of a warm call with ``out=``, without waiting for the device; cupy.matmul beside it."""
-    import cupy
+def contract(device: Device) -> Part:
+    """D1 to D6 for every dtype, and for every precision of float32 that the device has."""
 
-    out = cupy.empty((64, 64), cupy.float32)
-    operands = {name: cupy.ones((64, 64), cupy.float32) for name in ("x", "weight")}
-    for name, call in _providers("linear", out).items():
-        for _ in range(50):
-            call(operands)
-        samples = []
-        for _ in range(21):
-            cupy.cuda.runtime.deviceSynchronize()
-            begin = time.perf_counter()
-            for _ in range(100):
-                call(operands)
-            samples.append((time.perf_counter() - begin) * 1e4)
-        yield {"provider": name, "host_us_p50": float(np.median(samples)), "host_us_p20": float(np.quantile(samples, 0.2)),
-               "host_us_p80": float(np.quantile(samples, 0.8))}  # fmt: skip
+    def part(clock: Clock) -> Iterator[dict[str, Any]]:
+        for dtype, precision in [(dtype, None) for dtype in check.DTYPES] + [("float32", p) for p in PRECISIONS]:
+            if precision is not None and not _runs(device, precision):
+                yield {"promise": "all", "dtype": dtype, "precision": precision, "status": "unavailable",
+                       "reason": f"no kernel for {precision} on {device.arch}"}  # fmt: skip
+                continue
+            yield from Contract(device.xp, dtype, precision).rows()
+
+    return part
 
 
-def _rotating(shape: tuple[int, int, int], dtype: str) -> list[dict[str, Any]]:
-    """Operand sets whose sum exceeds three times a 64 MB L2, so that no launch finds its operands in the cache."""
-    import cupy
-
-    tokens, out, inner = shape
-    item = numpy_dtype(dtype).itemsize
-    bytes_of_set = (tokens * inner + out * inner + 2 * tokens * out) * item
-    count = max(2, min(64, -(-3 * (64 << 20) // bytes_of_set)))
-    rng = cupy.random.RandomState(0)
-    shapes = {"x": (tokens, inner), "weight": (out, inner), "dy": (tokens, out)}
-    return [
-        {
-            name: rng.standard_normal(size, dtype=cupy.float32).astype(numpy_dtype(dtype))
-            for name, size in shapes.items()
-        }
-        for _ in range(count)
-    ]
+PRECISIONS = ("tf32", "tf32x3", "bf16x6")
 
 
-def _providers(op: str, out: Any) -> dict[str, Callable[[dict[str, Any]], Any]]:
-    """What is timed, each writing into ``out``."""
-    import cupy
-
-    first, second = {"linear": ("x", "weight"), "dgrad": ("dy", "weight"), "wgrad": ("dy", "x")}[op]
-    function: Any = {"linear": gl.linear, "dgrad": gl.dgrad, "wgrad": gl.wgrad}[op]
-
-    def ours(operands: dict[str, Any]) -> Any:
-        return function(operands[first], operands[second], out=out)
-
-    def theirs(operands: dict[str, Any]) -> Any:
-        return cupy.matmul(*factors(op, operands), out=out)
-
-    return {"gpulinear": ours, "cupy.matmul": theirs}
-
-
-def _measured(
-    calls: Mapping[str, Callable[[dict[str, Any]], Any]], sets: list[dict[str, Any]]
-) -> dict[str, list[float]]:
-    """Device microseconds of each call: launches interleaved, cold operands, after a warm-up."""
-    import cupy
-
-    spin = cupy.RawKernel(
-        'extern "C" __global__ void spin(long long n) { long long t = clock64(); while (clock64() - t < n) {} }', "spin"
-    )
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    begin = time.monotonic()
-    for round_number in range(200):
-        spin((1,), (1,), (np.int64(400_000),))  # a backlog: the events below are enqueued before it ends
-        events = []
-        for offset, (name, call) in enumerate(calls.items()):
-            start, end = cupy.cuda.Event(), cupy.cuda.Event()
-            start.record()
-            call(sets[(2 * round_number + offset) % len(sets)])
-            end.record()
-            events.append((name, start, end))
-        cupy.cuda.runtime.deviceSynchronize()
-        if round_number >= 5:
-            for name, start, end in events:
-                times[name].append(cupy.cuda.get_elapsed_time(start, end) * 1e3)
-        if round_number >= 15 and time.monotonic() - begin > 2:
-            break
-    return times
-
-
-def _table(
-    clock: Clock, dtypes: tuple[str, ...], providers: tuple[str, ...], math: str | None = None
-) -> Iterator[dict[str, Any]]:
-    """Median times of each op on squares; a provider that cannot do it is a row that says so."""
-    import cupy
-
-    for dtype, size, op in itertools.product(dtypes, SQUARES, ("linear", "dgrad", "wgrad")):
-        if clock.left() < 4:
-            return
-        row = {"op": op, "dtype": dtype, "math": math or dtype, "shape": (size, size, size)}
-        try:
-            sets = _rotating((size, size, size), dtype)
-            calls = _providers(op, cupy.empty((size, size), numpy_dtype(dtype)))
-            times = _measured({name: calls[name] for name in providers}, sets)
-        except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-            if "gpulinear" in providers:
-                raise
-            yield {**row, "provider": providers[0], "available": False, "reason": repr(error)}
-            continue
-        for name, samples in times.items():
-            p20, p50, p80 = (float(np.quantile(samples, q)) for q in (0.2, 0.5, 0.8))
-            yield {**row, "provider": name, "us_p20": p20, "us_p50": p50, "us_p80": p80, "samples": len(samples),
-                   "tflops": 2e-6 * size**3 / p50}  # fmt: skip
-
-
-def _set_tf32() -> Callable[[], None]:
-    """Let cupy.matmul use tf32 for float32; returns what undoes it."""
-    from cupy._core import _routines_linalg as linalg
-
-    before = linalg.get_compute_type(np.float32)
-    linalg.set_compute_type(np.float32, linalg.COMPUTE_TYPE_TF32)
-    return lambda: linalg.set_compute_type(np.float32, before)
-
-
-def cublas_table(clock: Clock) -> Iterator[dict[str, Any]]:
-    """The baseline alone: cupy.matmul in tf32 and every dtype; what CuPy cannot do is recorded as not available."""
+def _runs(device: Device, precision: str) -> bool:
+    shape = gl.ShapeDtype((64, 64), "float32")
     try:
-        undo = _set_tf32()
-    except (ImportError, AttributeError) as error:
-        yield {"math": "tf32", "provider": "cupy.matmul", "available": False, "reason": repr(error)}
-    else:
-        try:
-            yield from _table(clock, ("float32",), ("cupy.matmul",), "tf32")
-        finally:
-            undo()
-    yield from _table(clock, ("bfloat16", "float16", "float32", "float64"), ("cupy.matmul",))
+        gl.explain("linear", shape, shape, precision=precision, arch=device.arch)
+    except BackendError:
+        return False
+    return True
 
 
-def matmul_table(clock: Clock) -> Iterator[dict[str, Any]]:
-    """Each op beside cupy.matmul, interleaved in one process on the same operands."""
-    yield from _table(clock, ("float32", "float64"), ("gpulinear", "cupy.matmul"))
-
-
-def golden_bits(out: Path, where: Mapping[str, Any]) -> Part:
+def golden_bits(out: Path, arch: str, where: Mapping[str, Any]) -> Part:
     """The part that writes golden bits of every form and compares them with the model."""
 
     def part(clock: Clock) -> Iterator[dict[str, Any]]:
-        for verdict in golden.write(out, device.live_spec(0).arch, where):
+        for verdict in golden.write(out, arch, where):
             good = verdict.outcome == "confirmed"
             yield {"form": verdict.form, "detail": verdict.detail, "status": "ok" if good else verdict.outcome}
 
     return part
 
 
-def parts(out: Path, kernels: Kernels, where: Mapping[str, Any]) -> list[tuple[str, float, Part]]:
+def bench(device: Device, results: Path, where: Mapping[str, Any]) -> Part:
+    """The quick bench: gpulinear and every peer that is installed; rows go to ``results``."""
+
+    def part(clock: Clock) -> Iterator[dict[str, Any]]:
+        providers, absent = discover(device.arch)
+        for name, reason in absent.items():
+            yield {"provider": name, "status": "unavailable", "reason": reason}
+        try:
+            with Recorder(results) as recorder:
+                summary = run(select("quick"), providers, device, budget_s=clock.left() - 2.0, write=recorder.write,
+                              provenance=where)  # fmt: skip
+        finally:
+            for provider in providers:
+                provider.close()
+        yield {
+            "rows": dict(summary.counts), "wrong": summary.wrong, "wrong_peers": summary.wrong_peers,
+            "errors": summary.errors, "skipped": len(summary.skipped), "unsettled": len(summary.unsettled),
+            "missing": summary.missing, "lost": summary.lost,
+            "status": "WRONG" if summary.exit_code else "ok" if summary.lost is None else "error",
+        }  # fmt: skip
+
+    return part
+
+
+def tuning(out: Path) -> Part:
+    """The legal variants of the quick bench's cases; winners go to ``out``/tuning, regrets beside the bench's rows."""
+
+    def part(clock: Clock) -> Iterator[dict[str, Any]]:
+        at_hand = cli_tune.open_bench()
+        path = out / "tuning" / f"{at_hand.spec.arch}.json"
+        cases = tunable(select("quick"))
+        report = cli_tune.run(cases, at_hand, clock.left() - 2.0, path, out / "results", quiet=True)
+        regret = report.regret
+        yield {
+            "cases": len(report.results), "unmeasured": len(report.unmeasured), "failures": report.failures,
+            "lost": report.lost, "regret": None if regret is None else vars(regret),
+            "status": "WRONG" if report.failures else "ok" if report.lost is None else "error",
+        }  # fmt: skip
+
+    return part
+
+
+def parts(
+    out: Path, kernels: Kernels, device: Device, where: Mapping[str, Any], cubins: Path | None = None
+) -> list[tuple[str, float, Part]]:
     """What is done, in order, with the most seconds that each may take."""
+    results = results_path(out / "results", where)
     return [
-        ("golden_bits", 60.0, golden_bits(out / "golden", where)),
-        ("correctness", 160.0, kernels.correctness),
-        ("emulator", 90.0, kernels.emulator),
-        ("check", 40.0, checks),
-        ("train", 40.0, training),
-        ("launch_cost", 10.0, launch_cost),
-        ("cublas_table", 70.0, cublas_table),
-        ("matmul_table", 90.0, matmul_table),
+        ("golden_bits", 50.0, golden_bits(out / "golden", device.arch, where)),
+        ("correctness", 100.0, kernels.correctness),
+        ("contract", 60.0, contract(device)),
+        ("emulator", 60.0, kernels.emulator),
+        ("check", 20.0, checks),
+        ("train", 20.0, training),
+        ("segments", 25.0, experiments.segments(device, ("gemm_wgmma", "gemm_mma"))),
+        ("hot_and_cold", 10.0, experiments.hot_and_cold(device)),
+        ("host_costs", 8.0, experiments.host_costs(device)),
+        ("stream_rate", 8.0, experiments.stream_rate(device)),
+        ("foreign_cubins", 4.0, experiments.foreign_cubins(device, cubins)),
+        ("bench", 90.0, bench(device, results, where)),
+        ("tuning", 40.0, tuning(out)),
+        ("sanitizers", 40.0, prove_tools.sanitizers(out)),
+        ("profile", 25.0, prove_tools.profile(out, results)),
     ]
 
 
@@ -227,21 +178,38 @@ def write_ledger(out: Path, kernels: Kernels, where: Mapping[str, Any]) -> Part:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.prove", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="directory for rows, golden bits and ledger")
-    parser.add_argument("--budget", type=float, default=560.0, help="seconds in all")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.prove", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="directory of everything that is found")
+    parser.add_argument("--budget", type=float, default=570.0, help="seconds in all")
+    parser.add_argument("--parts", default="", help="only these, separated by commas, still in their order")
+    parser.add_argument("--cubins", type=Path, help="a kernel cache copied from another machine: do its cubins load?")
     options = parser.parse_args(arguments)
-    if not job.gpu_usable():
-        print("bench.prove needs a GPU with a working driver and CuPy; nothing was measured")
+    why = why_no_gpu()
+    if why is not None:
+        print(f"bench.prove needs a GPU with a working driver and CuPy ({why}); nothing was measured")
         return 3
     options.out.mkdir(parents=True, exist_ok=True)
-    where, kernels, rows = provenance(), Kernels(), options.out / "prove.jsonl"
-    todo = {name: (seconds, part) for name, seconds, part in parts(options.out, kernels, where)}
+    device, where = _device(), provenance()
+    kernels, rows = Kernels(), options.out / "prove.jsonl"
+    known = parts(options.out, kernels, device, where, options.cubins)
+    wanted = [name for name in options.parts.split(",") if name]
+    unknown = sorted(set(wanted) - {name for name, _, _ in known})
+    if unknown:
+        parser.error(f"parts are {', '.join(name for name, _, _ in known)}; unknown: {', '.join(unknown)}")
+    todo = {name: (seconds, part) for name, seconds, part in known if not wanted or name in wanted}
     good = run_parts(todo, rows, options.budget, where, print)
     # Whatever the budget was spent on, what passed is kept.
     last: dict[str, tuple[float, Part]] = {"ledger": (30.0, write_ledger(options.out / "ledger.json", kernels, where))}
     good = run_parts(last, rows, 30.0, where, print) and good
     return 0 if good else 1
+
+
+def _device() -> Device:
+    from gpulinear.measure.cuda_device import CudaDevice
+
+    return CudaDevice()
 
 
 if __name__ == "__main__":

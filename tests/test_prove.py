@@ -18,7 +18,10 @@ from bench import golden, prove, prove_kernels
 from bench.budget import Clock, run_parts
 from bench.prove_kernels import Case, Kernels
 from gpulinear import ledger
+from gpulinear.measure import session
 from gpulinear.plan import Options
+
+from .measure.fakes import FakeDevice
 
 
 class FakeTime:
@@ -72,7 +75,7 @@ def test_a_wrong_row_fails_the_proof(tmp_path: Path) -> None:
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if prove.job.gpu_usable():
+    if prove.why_no_gpu() is None:
         pytest.fail("run this suite's GPU part through python -m bench.prove")
     assert prove.main(["--out", str(tmp_path / "out")]) == 3
     assert "nothing was measured" in capsys.readouterr().out
@@ -83,7 +86,8 @@ WHERE = {
     "gpu": "Fake H200", "driver": "13.2", "nvrtc": "13.5", "commit": "0123abc", "time": "2026-01-02T03:04:05+00:00"
 }  # fmt: skip
 NAMES = [
-    "golden_bits", "correctness", "emulator", "check", "train", "launch_cost", "cublas_table", "matmul_table"
+    "golden_bits", "correctness", "contract", "emulator", "check", "train", "segments", "hot_and_cold", "host_costs",
+    "stream_rate", "foreign_cubins", "bench", "tuning", "sanitizers", "profile"
 ]  # fmt: skip
 
 
@@ -101,8 +105,9 @@ def host_as_device(monkeypatch: pytest.MonkeyPatch, compiled: None) -> Iterator[
 
 
 def test_the_parts_and_their_order(tmp_path: Path) -> None:
-    assert [name for name, _, _ in prove.parts(tmp_path, Kernels(), WHERE)] == NAMES
-    assert sum(seconds for _, seconds, _ in prove.parts(tmp_path, Kernels(), WHERE)) <= 560
+    parts = prove.parts(tmp_path, Kernels(), FakeDevice(), WHERE)
+    assert [name for name, _, _ in parts] == NAMES
+    assert sum(seconds for _, seconds, _ in parts) <= 570  # a command on a lent machine may take 600
 
 
 def test_every_family_and_layout_is_held_against_float64(host_as_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +178,8 @@ class Everything:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, status: str) -> None:
         self.kernels: Kernels | None = None
-        monkeypatch.setattr(prove.job, "gpu_usable", lambda: True)
+        monkeypatch.setattr(prove, "why_no_gpu", lambda: None)
+        monkeypatch.setattr(prove, "_device", FakeDevice)
         monkeypatch.setattr(prove, "provenance", lambda: dict(WHERE))
 
         def one(clock: Clock) -> Iterator[dict[str, Any]]:
@@ -181,9 +187,9 @@ class Everything:
             self.kernels.seen = {"a" * 64: ("gemm_simt", "sm_90a", True), "b" * 64: ("act_grad", "sm_90a", False)}
             yield {"status": status}
 
-        def parts(out: Path, kernels: Kernels, where: Any) -> list[tuple[str, float, Any]]:
+        def parts(out: Path, kernels: Kernels, device: Any, where: Any, cubins: Any) -> list[tuple[str, float, Any]]:
             self.kernels = kernels
-            return [("one", 10.0, one)]
+            return [("one", 10.0, one), ("two", 10.0, lambda clock: iter([{"status": "unavailable"}]))]
 
         monkeypatch.setattr(prove, "parts", parts)
 
@@ -203,28 +209,95 @@ def test_a_spent_budget_still_writes_the_ledger(tmp_path: Path, monkeypatch: pyt
     Everything(monkeypatch, "ok")
     assert prove.main(["--out", str(tmp_path), "--budget", "0"]) == 0
     rows = rows_of(tmp_path / "prove.jsonl")
-    assert [(row["part"], row.get("status")) for row in rows] == [("one", "skipped"), ("ledger", None)]
+    assert [(row["part"], row.get("status")) for row in rows] == [
+        ("one", "skipped"), ("two", "skipped"), ("ledger", None)
+    ]  # fmt: skip
     assert ledger.read(tmp_path / "ledger.json") == ledger.load()
 
 
 def test_golden_bits_that_differ_fail_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verdicts = [golden.Verdict("mma.m8n8k4.f64", "sm_90a", outcome) for outcome in ("confirmed", "MISMATCH")]
-    monkeypatch.setattr(prove.device, "live_spec", lambda _: types.SimpleNamespace(arch="sm_90a"))
     monkeypatch.setattr(prove.golden, "write", lambda *_: iter(verdicts))
-    rows = list(prove.golden_bits(tmp_path, WHERE)(Clock(10)))
+    rows = list(prove.golden_bits(tmp_path, "sm_90a", WHERE)(Clock(10)))
     assert [row["status"] for row in rows] == ["ok", "MISMATCH"]
 
 
-def test_a_baseline_that_cannot_run_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> Any:
-        raise TypeError("no bfloat16 here")
+def test_one_part_can_be_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Everything(monkeypatch, "WRONG")
+    assert prove.main(["--out", str(tmp_path), "--parts", "two"]) == 0  # unavailable is no failure
+    assert [row["part"] for row in rows_of(tmp_path / "prove.jsonl")] == ["two", "ledger"]
+    with pytest.raises(SystemExit) as stop:
+        prove.main(["--out", str(tmp_path), "--parts", "three"])
+    assert stop.value.code == 2
 
-    monkeypatch.setitem(sys.modules, "cupy", types.ModuleType("cupy"))
-    monkeypatch.setattr(prove, "_rotating", refuse)
-    monkeypatch.setattr(prove, "_set_tf32", lambda: lambda: None)
-    rows = list(prove.cublas_table(Clock(100)))
-    assert {(row["math"], row["available"]) for row in rows} == {
-        (math, False) for math in ("tf32", "bfloat16", "float16", "float32", "float64")
-    }
-    with pytest.raises(TypeError):
-        list(prove.matmul_table(Clock(100)))
+
+def test_the_contract_is_checked_for_what_the_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Fake:
+        def __init__(self, xp: Any, dtype: str, precision: str | None) -> None:
+            asked.append((dtype, precision))
+
+        def rows(self) -> Iterator[dict[str, Any]]:
+            yield {"status": "ok"}
+
+    monkeypatch.setattr(prove, "Contract", Fake)
+    monkeypatch.setattr(prove, "_runs", lambda device, precision: precision == "tf32")
+    rows = list(prove.contract(FakeDevice())(Clock(10)))
+    dtypes = [("float64", None), ("float32", None), ("float16", None), ("bfloat16", None)]
+    assert asked == [*dtypes, ("float32", "tf32")]
+    assert [row["precision"] for row in rows if row["status"] == "unavailable"] == ["tf32x3", "bf16x6"]
+
+
+class FakeProvider:
+    """What the quick bench finds installed; ``closed`` counts."""
+
+    def __init__(self, name: str, ours: bool) -> None:
+        self.name, self.ours, self.closed = name, ours, 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.parametrize(("code", "lost", "status"), [(0, None, "ok"), (1, None, "WRONG"), (0, "gone", "error")])
+def test_the_quick_bench_writes_rows_and_says_how_it_went(
+    code: int, lost: str | None, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    providers = [FakeProvider("gpulinear", True), FakeProvider("cupy.matmul", False)]
+    monkeypatch.setattr(prove, "discover", lambda arch: (providers, {"cublasLt": "nvmath-python is not installed"}))
+    seen: dict[str, Any] = {}
+
+    def run(cases: Any, given: Any, device: Any, *, budget_s: float, write: Any, provenance: Any) -> Any:
+        seen.update(cases=cases, budget=budget_s, provenance=provenance)
+        summary = session.Summary("0" * 32, wrong=["x"] * code, lost=lost)
+        summary.counts["ok"] = 3
+        return summary
+
+    monkeypatch.setattr(prove, "run", run)
+    rows = list(prove.bench(FakeDevice(), tmp_path / "rows.jsonl", WHERE)(Clock(50)))
+    assert [row["status"] for row in rows] == ["unavailable", status] and rows[1]["rows"] == {"ok": 3}
+    assert len(seen["cases"]) > 20 and 40 < seen["budget"] < 50 and seen["provenance"] == WHERE
+    assert [provider.closed for provider in providers] == [1, 1] and (tmp_path / "rows.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("failures", "lost", "status"), [([], None, "ok"), (["other bits"], None, "WRONG"), ([], "gone", "error")]
+)
+def test_tuning_writes_its_table_beside_the_rows(
+    failures: list[str], lost: str | None, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    report = types.SimpleNamespace(results=[1, 2], unmeasured=[], failures=failures, lost=lost, regret=None)
+
+    def run(*given: Any, quiet: bool) -> Any:
+        seen.extend(given)
+        return report
+
+    at_hand = types.SimpleNamespace(spec=types.SimpleNamespace(arch="sm_90a"))
+    monkeypatch.setattr(prove.cli_tune, "open_bench", lambda: at_hand)
+    monkeypatch.setattr(prove.cli_tune, "run", run)
+    (row,) = prove.tuning(tmp_path)(Clock(30))
+    assert row["status"] == status and row["cases"] == 2
+    cases, bench, budget, table, results = seen
+    assert bench is at_hand and 20 < budget < 30 and len(cases) > 10
+    assert (table, results) == (tmp_path / "tuning" / "sm_90a.json", tmp_path / "results")
