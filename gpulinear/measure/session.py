@@ -115,7 +115,7 @@ class _Session:
 
     def ceilings(self, cases: Sequence[Case], budget_s: float) -> None:
         """Rows of the ceilings that the cases can be held against."""
-        kinds = dict.fromkeys((c.dtype, "tf32" if c.precision == "tf32" else None) for c in cases)
+        kinds = dict.fromkeys(kind for case in cases for kind in _arithmetic(case))
         peers = [provider for provider in self.providers if not provider.ours] or self.providers
         warm = warm_rules(CEILING_RULES, min(MOST_WARM_S, 0.1 * budget_s))
         try:
@@ -157,6 +157,14 @@ class _Session:
             (self.summary.wrong if result.provider.ours else self.summary.wrong_peers).append(note)
         if result.status == "error" and result.provider.ours:
             self.summary.errors.append(note)
+
+
+def _arithmetic(case: Case) -> list[tuple[str, str | None]]:
+    """(dtype, precision) of the products whose rates the case is held against: a peer's, and that of the tensor cores."""
+    cores = {"tf32": ("float32", "tf32"), "tf32x3": ("float32", "tf32"), "bf16x6": ("bfloat16", None)}
+    if case.precision == "tf32":
+        return [cores["tf32"]]
+    return [(case.dtype, None)] + ([cores[case.precision]] if case.precision in cores else [])
 
 
 def _of_case(case: Case) -> dict[str, Any]:

@@ -193,11 +193,22 @@ def test_ceilings_come_first_through_the_peers_for_the_kinds_of_the_cases(monkey
     cases = [CASES[0], Case("linear", "float32", 4, 4, 4, precision="bf16x6"), Case("wgrad", "float64", 4, 4, 4)]
     found, rows = go(device, ours, peer, cases=cases, with_ceilings=True)
     named = [(row["ceiling"], row["unit"]) for row in rows if row["kind"] == "ceiling"]
-    assert named == [("matmul float32", "TFLOP/s"), ("matmul float64", "TFLOP/s"), ("empty launch", "us")]
-    assert [row["kind"] for row in rows[:3]] == ["ceiling"] * 3
+    # A split precision is held against what it stands for and against the tensor cores that it is made of.
+    kinds = ["matmul float32", "matmul bfloat16", "matmul float64"]
+    assert named == [*((kind, "TFLOP/s") for kind in kinds), ("empty launch", "us")]
+    assert [row["kind"] for row in rows[:4]] == ["ceiling"] * 4
     assert rows[0]["value"] == pytest.approx(2 * 8**3 / 10.0 * 1e-6)  # of the peer, though ours is faster
     # NumPy's copy takes no time on the fake device, so that it has no bandwidth.
     assert found.missing == ["copy: ZeroDivisionError: float division by zero"]
+
+
+def test_the_kinds_of_products_that_a_precision_is_held_against() -> None:
+    kinds = {
+        p: session._arithmetic(Case("linear", "float32", 1, 1, 1, precision=p))
+        for p in ("ieee", "tf32", "tf32x3", "bf16x6")
+    }
+    ieee, tf32, bfloat16 = ("float32", None), ("float32", "tf32"), ("bfloat16", None)
+    assert kinds == {"ieee": [ieee], "tf32": [tf32], "tf32x3": [ieee, tf32], "bf16x6": [ieee, bfloat16]}
 
 
 def test_a_device_that_disappears_under_the_ceilings_skips_every_case(monkeypatch: pytest.MonkeyPatch) -> None:
