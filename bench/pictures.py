@@ -264,14 +264,13 @@ def roofline(gpu: GpuRows, theme: Theme) -> Figure | None:
     pairs = [pair for some in series.values() for pair in some]
     rates = [tflops(pair.timed) for pair in pairs if pair.timed is not None]
     top = max([*peaks.values(), *rates])
-    left, right = (
-        min(pair.intensity for pair in pairs) / 1.5,
-        1.5 * max(top / copy, *(pair.intensity for pair in pairs)),
-    )
+    # Wide enough for the corner, where the copy's slope meets the highest ceiling.
+    reach = [top / copy, *(pair.intensity for pair in pairs)]
     figure = Figure(figsize=(WIDTH, 4.7))
     axis = figure.subplots()
     figure.subplots_adjust(left=0.07, right=0.86, bottom=0.15, top=0.83)
-    _log(axis, "x", left, right, 10, _plain)
+    _log(axis, "x", min(reach) / 1.5, max(reach) * 1.5, 10, _plain)
+    left, right = axis.get_xlim()
     _log(axis, "y", min(rates) / 1.6, top * 1.6, 10, _plain)
     axis.set(xlabel="operations per byte that must move", ylabel="TFLOP/s")
     axis.plot([left, top / copy], [left * copy, top], color=theme.ink, linewidth=1.3)
@@ -305,7 +304,7 @@ def share(gpu: GpuRows, theme: Theme) -> Figure | None:
     series = _series(p for p in gpu.pairs if p.share(p.timed) is not None and p.share(p.peer) is not None)
     if not series:
         return None
-    titles = [f"{name}, {len(some)} cases" for name, some in series.items()]
+    titles = [f"{name}, {len(some)} case{'s' * (len(some) > 1)}" for name, some in series.items()]
     figure, grid = _panels(titles, True, "% of the roof, or more", "% of the cases reach")
     for axis, (name, some) in zip(grid, series.items(), strict=True):
         for ours, color, style, width in ((False, theme.ink, "--", 1.1), (True, theme.of(name), "-", 1.8)):

@@ -527,3 +527,13 @@ def test_the_share_of_cases_falls_from_all_to_none() -> None:
     ours = figure.axes[0].lines[-1]
     shares = sorted(100 * (pair.share(pair.timed) or 0.0) for pair in found.pairs)
     assert list(ours.get_xdata()) == [0, *shares, shares[-1]] and list(ours.get_ydata()) == [100, 100, 50, 0]
+
+
+@pytest.mark.parametrize("bandwidth", [1.0, 1e3, 1e6])
+def test_the_slope_of_the_roof_ends_in_its_corner(bandwidth: float) -> None:
+    found = gpu(row(), ceiling("copy", bandwidth, "GB/s"), ceiling("matmul bfloat16", 500.0))
+    figure = pictures.roofline(found, pictures.THEMES[0])
+    assert figure is not None
+    (x, corner), (y, top) = figure.axes[0].lines[0].get_data()
+    low, high = figure.axes[0].get_xlim()
+    assert low <= x < corner < high and top == 500 and y < top
