@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from . import __version__
+from .cli_bench import bench
 from .cli_tune import tune
 from .errors import ArgumentError, DTypeError, GpuLinearError, KernelFault
 from .views import ShapeDtype
@@ -195,6 +196,7 @@ def train(
     console.print(ran)
 
 
+app.command()(bench)
 app.command()(tune)
 
 

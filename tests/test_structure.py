@@ -44,7 +44,7 @@ ALLOWED = {
     "explain": {"calls", "gemm", "launch", "device", "errors", "plan", "views", "backends"},
     "backends": {"emulator", "reference", "problem", "device", "errors", "launch", "plan", "tensormap", "views"},
     "testing": {"reference", "testing"},
-    "check": {"backends", "gemm", "linear", "testing", "config", "views"},
+    "check": {"backends", "config", "device", "gemm", "linear", "problem", "testing", "views"},
     "train": {"device", "gemm", "launch", "layer", "errors", "views"},
     "info": {"", "ledger", "cache", "compile", "config", "device", "errors", "gemm", "tuning"},
     "measure": {
@@ -69,8 +69,9 @@ ALLOWED = {
         "tuning",
         "views",
     },
+    "cli_bench": {"config", "device", "errors", "gemm", "measure", "problem"},
     "cli_tune": {"device", "errors", "gemm", "measure", "problem", "tuning"},
-    "cli": {"", "check", "cli_tune", "errors", "explain", "info", "train", "views"},
+    "cli": {"", "check", "cli_bench", "cli_tune", "errors", "explain", "info", "train", "views"},
     "emulator": {"emulator"},
     "": {"errors", "explain", "gemm", "layer", "linear", "views"},
 }

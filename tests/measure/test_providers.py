@@ -14,9 +14,11 @@ import gpulinear as gl
 from gpulinear import reference, testing
 from gpulinear.config import FAMILIES
 from gpulinear.errors import ArgumentError
+from gpulinear.launch import launches
 from gpulinear.measure import operands, providers
 from gpulinear.measure.case import Case
 from gpulinear.measure.operands import OperandSet, operand_sets
+from gpulinear.measure.providers import epilogue
 from gpulinear.measure.providers.base import BLAS_VIEWS, Product, column_major
 from gpulinear.measure.providers.ours import Ours
 from gpulinear.views import numpy_dtype
@@ -216,6 +218,20 @@ def test_unfused_sequences_are_named_so_and_epilogues_are_used(libraries: Any) -
         assert "unfused" not in provider.kernel(plain)
 
 
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "gelu_tanh", "silu"])
+def test_the_second_kernel_computes_the_activation_in_full_precision(activation: str | None, libraries: Any) -> None:
+    case = Case("linear", "float64", 64, 32, 1, bias=True, activation=activation)
+    y, bias = array(4 * testing.normal((64, 32), "float64", 1)), array(testing.normal((32,), "float64", 2))
+    v = np.array(y + bias)
+    out = array(np.full_like(v, np.nan))
+    epilogue.make(case, libraries.cupy)(y, bias, out)
+    # Of v f(u(v)) with |f'| <= 1/2: four roundings of the result, and those of u, which is at most as large as the argument of
+    # the tanh form, with a relative error of four units.
+    u = 2 * (2 / np.pi) ** 0.5 * (abs(v) + 0.044715 * abs(v) ** 3)
+    bound = 2.0**-53 * abs(v) * (4 + 2 * u)
+    testing.assert_within(np.array(out), reference.activate(v, activation), bound)
+
+
 def test_cublaslt_takes_the_fastest_proposal_that_runs(libraries: Any) -> None:
     lt, seen = libraries.lt, libraries.seen
     provider = make("cublasLt")
@@ -319,7 +335,8 @@ def test_discovery_lists_ours_first_and_says_why_others_are_missing(libraries: A
     found, missing = providers.discover("sm_90a")
     assert [provider.name for provider in found] == ["gpulinear", "cupy.matmul"]
     assert "nvmath.bindings is not installed" in missing["cublasLt"]
-    assert "gemmEx" in missing["cublasGemmEx"] and "sees no GPU" in missing["torch-cublas"]
+    assert missing["cublasGemmEx"].startswith("this CuPy's cuBLAS bindings are not the expected ones")
+    assert missing["torch-cublas"] == "torch is installed without CUDA, or sees no GPU"
 
 
 def test_without_any_library_only_ours_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,8 +397,12 @@ def test_ours_runs_the_kernels_in_the_emulator_and_names_them(compiled: None) ->
         provider = Ours("sm_80", "gemm_simt")
     (one, _) = sets = integer_sets(case, np)
     want = expected(case, one)["dw"]
-    provider.prepare(case, sets)(0)
+    call = provider.prepare(case, sets)
+    with launches() as launched:
+        call(0)
     testing.assert_same_bits(one.outputs["dw"], want)
+    # Outside the block, and yet in the emulator: a call runs in the context in which its provider was made.
+    assert [name.split()[0] for name in launched] == ["gemm_simt"]
     assert provider.kernel(case).startswith("gemm_simt ")
 
 
