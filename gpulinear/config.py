@@ -12,7 +12,7 @@ from .configs.base import PROMOTE, SEGMENT, GemmConfig, vector_bytes
 from .configs.mma import MMA_TILES, GemmMmaConfig
 from .configs.simt import SIMT_TILES, GemmSimtConfig
 from .configs.small import ActGradConfig, ColumnSumConfig, OrderedReduceConfig, StridedCopyConfig
-from .configs.split import SplitPlanesConfig
+from .configs.split import SPLITS, SplitPlanesConfig
 from .configs.wgmma import WGMMA_TILES, GemmWgmmaConfig
 from .device import DeviceSpec
 from .errors import BackendError
@@ -25,6 +25,7 @@ __all__ = [
     "PROMOTE",
     "SEGMENT",
     "SIMT_TILES",
+    "SPLITS",
     "WGMMA_TILES",
     "ActGradConfig",
     "ColumnSumConfig",
@@ -57,6 +58,8 @@ def family_of(gemm: Gemm, spec: DeviceSpec) -> str:
     A function of op, dtype, precision, arch and of whether the weight's own contiguous dimensions are multiples of 16
     bytes; never of tokens, a pointer, a stride or, for linear, the number of output features.
     """
+    if gemm.precision not in (None, "ieee"):
+        return "gemm_mma"  # also where it cannot run: its refusal says why
     return "gemm_simt"
 
 

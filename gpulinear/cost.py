@@ -54,7 +54,7 @@ def predict(gemm: Gemm, config: GemmConfig, splits: int, spec: DeviceSpec, num_s
     clocks = per_sm * config.block_m * config.block_n * (k_per_split + config.block_k) / rate
     compute = clocks / (spec.clock_ghz * 1e9)
 
-    item = ITEMSIZE[gemm.dtype]
+    item = ITEMSIZE[gemm.dtype] * config.planes
     unique = (gemm.m * gemm.k + gemm.k * gemm.n) * item + gemm.m * gemm.n * ITEMSIZE[gemm.d.dtype]
     tile_reads = tiles * (config.block_m + config.block_n) * gemm.k * item
     traffic = unique + max(0, tile_reads - unique) * (1 - _L2_REUSE) * 0.1

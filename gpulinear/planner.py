@@ -10,6 +10,7 @@ from typing import Any
 
 from .builder import Builder, placed_name, readable, ref_of, scatter, writable
 from .config import (
+    SPLITS,
     ActGradConfig,
     ColumnSumConfig,
     GemmConfig,
@@ -33,6 +34,7 @@ from .problem import (
     Vector,
     accumulator_dtype,
 )
+from .splits import split
 from .wgmma import addressable, wgmma_step
 
 _ROWS_PER_BLOCK = 64  # act_grad without a bias gradient: no chain, so rows are cut finely
@@ -44,8 +46,10 @@ _RASTER_GROUP = 8  # tiles of M that share a strip of B in the L2
 
 
 def as_read(builder: Builder, gemm: Gemm) -> Gemm:
-    """The GEMM on operands that its family's kernels can read: as they lie, or copied where they cannot be."""
-    if (builder.options.family or family_of(gemm, builder.spec)) == GemmWgmmaConfig.family:
+    """The GEMM on operands that its family's kernels can read: as they lie, in planes, or copied where they cannot be."""
+    if gemm.precision in SPLITS:
+        a, b = (split(builder, operand, gemm.precision) for operand in (gemm.a, gemm.b))
+    elif (builder.options.family or family_of(gemm, builder.spec)) == GemmWgmmaConfig.family:
         a, b = addressable(builder, gemm.a), addressable(builder, gemm.b)
     else:
         a = readable(builder, gemm.a, need_unit_stride=True)
@@ -210,8 +214,9 @@ def _plan_gemm(builder: Builder, gemm: Gemm) -> None:
         elif segments > 1 and not isinstance(config, GemmWgmmaConfig):
             total = builder.alloc(gemm.m * gemm.n * ITEMSIZE[acc])
         layout = ("T" if not a.row_major else "N") + ("T" if not b.row_major else "N")
+        what = f"{gemm.precision} over planes, P={config.promote}," if config.planes > 1 else gemm.dtype
         note = (
-            f"{gemm.op} {gemm.m}x{gemm.n}x{gemm.k} {gemm.dtype} {layout}, tile {config.tile}, {config.stages} stages, "
+            f"{gemm.op} {gemm.m}x{gemm.n}x{gemm.k} {what} {layout}, tile {config.tile}, {config.stages} stages, "
             f"S={config.segment}, {splits} split(s) of K, loads of {config.vec_a} and {config.vec_b} B"
         )
         if isinstance(config, GemmWgmmaConfig):

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .builder import Builder, placed_name, readable, ref_of
-from .config import SplitPlanesConfig
-from .configs.base import vector_bytes
-from .configs.split import SPLITS
+from .config import SPLITS, SplitPlanesConfig, vector_bytes
 from .cost import ceil_div
 from .problem import ITEMSIZE, Matrix
 
@@ -32,7 +30,7 @@ def split(builder: Builder, operand: Matrix, precision: str) -> Matrix:
 
 
 def _split(builder: Builder, source: Matrix, precision: str) -> Matrix:
-    _, dtype, count = SPLITS[precision]
+    dtype, count = SPLITS[precision].dtype, SPLITS[precision].planes
     per_sector = _SECTOR // ITEMSIZE[dtype]
     pitch = ceil_div(source.cols, per_sector) * per_sector
     planes = builder.alloc(count * source.rows * pitch * ITEMSIZE[dtype])

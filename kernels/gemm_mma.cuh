@@ -11,13 +11,14 @@
 // Smem       kStages * (kBlockM + kBlockN) * kBlockK * sizeof(In) bytes for the ring, then for each warp
 //            8 * (kWarpN + 8) * 4 bytes for staged rows. No bank conflicts (gemm_mma/tile.cuh, gemm_mma/store.cuh).
 // Registers  kWarpM * kWarpN / 32 accumulators, kWarpM / 4 + kWarpN / 2 of fragments, and addresses.
-// Needs      sm_80; base and pitch of an operand are multiples of its kVec bytes: 16, 8, 4, or those of an element,
+// Needs      sm_80; base, pitch and row of an operand are multiples of its kVec bytes: 16, 8, 4, or those of an element,
 //            which is then loaded and stored without cp.async.
 #pragma once
 
 #include "common/block_work.cuh"
 #include "common/params.cuh"
 #include "gemm_mma/fragments.cuh"
+#include "gemm_mma/planes.cuh"
 #include "gemm_mma/store.cuh"
 #include "gemm_mma/tile.cuh"
 
@@ -28,7 +29,7 @@ __device__ constexpr int gemm_mma_warps() {
 
 template <class Config>
 __device__ constexpr int gemm_mma_ring_bytes() {
-  return Config::kStages * (Config::kBlockM + Config::kBlockN) * Config::kBlockK *
+  return Config::kStages * Config::kPlanes * (Config::kBlockM + Config::kBlockN) * Config::kBlockK *
          static_cast<int>(sizeof(typename Config::In));
 }
 
@@ -42,7 +43,7 @@ template <class Config>
 __device__ void gemm_mma(const GemmParams& p) {
   using In = typename Config::In;
   constexpr int kBM = Config::kBlockM, kBN = Config::kBlockN, kBK = Config::kBlockK,
-                kStages = Config::kStages;
+                kStages = Config::kStages, kPlanes = Config::kPlanes;
   constexpr int kStepK = 16, kSteps = kBK / kStepK;
   constexpr int kThreads = 32 * gemm_mma_warps<Config>();
   using TileA = MmaTile<In, Config::kMajorA, kBM, kBK>;
@@ -51,12 +52,12 @@ __device__ void gemm_mma(const GemmParams& p) {
   using ReaderB = FragmentReader<TileB, Operand::B, Config::kWarpN>;
   static_assert(kBM % Config::kWarpM == 0 && kBN % Config::kWarpN == 0, "a block holds whole warp tiles");
   static_assert(Config::kSegment % kBK == 0, "a segment holds whole k-tiles");
-  static_assert(kSteps % 2 == 0, "the two sets of fragments alternate over the border of a k-tile");
+  static_assert(kPlanes > 1 || kSteps % 2 == 0, "the two sets of fragments alternate over the border of a k-tile");
   static_assert(kStages >= 2, "one k-tile is copied while another is multiplied");
 
   extern __shared__ __align__(
       128) char smem[];  // kStages x [A tile | B tile], then the staged rows of each warp
-  constexpr int kStageBytes = TileA::kBytes + TileB::kBytes;
+  constexpr int kPartA = kPlanes * TileA::kBytes, kStageBytes = kPartA + kPlanes * TileB::kBytes;
   const unsigned ring = shared_address(smem);
   const int warp = threadIdx.x / 32;
   constexpr int kWarpsN = kBN / Config::kWarpN;
@@ -73,22 +74,23 @@ __device__ void gemm_mma(const GemmParams& p) {
   const int k_tiles = (k_end - k_begin + kBK - 1) / kBK;
   constexpr int kTilesPerSegment = Config::kSegment / kBK;
 
-  TileCopier<TileA, Config::kVecA, kBK, kThreads> copy_a(p.a, p.lda, work.m0, k_begin, p.m, p.k);
-  TileCopier<TileB, Config::kVecB, kBK, kThreads> copy_b(p.b, p.ldb, work.n0, k_begin, p.n, p.k);
+  TileCopier<TileA, Config::kVecA, kBK, kThreads, kPlanes> copy_a(p.a, p.lda, work.m0, k_begin, p.m, p.k);
+  TileCopier<TileB, Config::kVecB, kBK, kThreads, kPlanes> copy_b(p.b, p.ldb, work.n0, k_begin, p.n, p.k);
   const ReaderA read_a(warp_m);
   const ReaderB read_b(warp_n);
-  unsigned a[ReaderA::kCount][4], b[2][ReaderB::kCount][4];
   float acc[ReaderA::kCount][2 * ReaderB::kCount][4] = {};
-
-  const auto load_b = [&](int set, int slot, int step) {
-#pragma unroll
-    for (int j = 0; j < ReaderB::kCount; ++j) {
-      read_b.load(b[set][j], ring + slot * kStageBytes + TileA::kBytes, j, step);
-    }
-  };
   const auto copy_tile = [&](int slot) {
     copy_a.copy(smem + slot * kStageBytes);
-    copy_b.copy(smem + slot * kStageBytes + TileA::kBytes);
+    copy_b.copy(smem + slot * kStageBytes + kPartA);
+  };
+  // The end of a segment; true where it is the block's last.
+  const auto end_segment = [&](int segment, auto& sums) {
+    if (p.splits > 1 || segment + 1 < segments) {
+      store_partial<Config>(p, segment, work.m0 + warp_m, work.n0 + warp_n, staged, sums);
+      return segment + 1 == last_segment;
+    }
+    store_output<Config>(p, segment, work.m0 + warp_m, work.n0 + warp_n, staged, sums);
+    return true;
   };
 
 #pragma unroll
@@ -96,47 +98,83 @@ __device__ void gemm_mma(const GemmParams& p) {
     if (s < k_tiles) copy_tile(s);
     cp_async_commit();  // also an empty group: the waits count groups, not tiles
   }
-  cp_async_wait<kStages - 2>();
-  __syncthreads();
-  load_b(0, 0, 0);
-#pragma unroll
-  for (int i = 0; i < ReaderA::kCount; ++i) read_a.load(a[i], ring, i, 0);
-
   int slot = 0, free_slot = kStages - 1;
-  for (int t = 0, segment = first_segment;; ++segment) {
-    const int segment_end = min(t + kTilesPerSegment, k_tiles);
-    for (; t < segment_end; ++t) {
+  if constexpr (kPlanes == 1) {
+    unsigned a[ReaderA::kCount][4], b[2][ReaderB::kCount][4];
+    const auto load_b = [&](int set, int slot, int step) {
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        const int set = step % 2, next_step = (step + 1) % kSteps;
-        const bool more = next_step > 0 || t + 1 < k_tiles;
-        if (next_step == 0 && more) {
-          cp_async_wait<kStages - 2>();  // this thread's part of tile t + 1 has arrived
-          __syncthreads();  // everybody's has, and everybody has loaded the last fragments of tile t
-          slot = slot + 1 == kStages ? 0 : slot + 1;
-        }
-        if (more) load_b(1 - set, slot, next_step);
-        if (step == 0) {
-          if (t + kStages - 1 < k_tiles) copy_tile(free_slot);
-          cp_async_commit();
-          free_slot = free_slot + 1 == kStages ? 0 : free_slot + 1;
-        }
+      for (int j = 0; j < ReaderB::kCount; ++j) {
+        read_b.load(b[set][j], ring + slot * kStageBytes + kPartA, j, step);
+      }
+    };
+    cp_async_wait<kStages - 2>();
+    __syncthreads();
+    load_b(0, 0, 0);
 #pragma unroll
-        for (int i = 0; i < ReaderA::kCount; ++i) {
+    for (int i = 0; i < ReaderA::kCount; ++i) read_a.load(a[i], ring, i, 0);
+
+    for (int t = 0, segment = first_segment;; ++segment) {
+      const int segment_end = min(t + kTilesPerSegment, k_tiles);
+      for (; t < segment_end; ++t) {
 #pragma unroll
-          for (int j = 0; j < 2 * ReaderB::kCount; ++j) {
-            multiply<In>(acc[i][j], a[i], b[set][j / 2][j % 2 * 2], b[set][j / 2][j % 2 * 2 + 1]);
+        for (int step = 0; step < kSteps; ++step) {
+          const int set = step % 2, next_step = (step + 1) % kSteps;
+          const bool more = next_step > 0 || t + 1 < k_tiles;
+          if (next_step == 0 && more) {
+            cp_async_wait<kStages - 2>();  // this thread's part of tile t + 1 has arrived
+            __syncthreads();  // everybody's has, and everybody has loaded the last fragments of tile t
+            slot = slot + 1 == kStages ? 0 : slot + 1;
           }
-          if (more) read_a.load(a[i], ring + slot * kStageBytes, i, next_step);
+          if (more) load_b(1 - set, slot, next_step);
+          if (step == 0) {
+            if (t + kStages - 1 < k_tiles) copy_tile(free_slot);
+            cp_async_commit();
+            free_slot = free_slot + 1 == kStages ? 0 : free_slot + 1;
+          }
+#pragma unroll
+          for (int i = 0; i < ReaderA::kCount; ++i) {
+#pragma unroll
+            for (int j = 0; j < 2 * ReaderB::kCount; ++j) {
+              multiply<In>(acc[i][j], a[i], b[set][j / 2][j % 2 * 2], b[set][j / 2][j % 2 * 2 + 1]);
+            }
+            if (more) read_a.load(a[i], ring + slot * kStageBytes, i, next_step);
+          }
         }
       }
+      if (end_segment(segment, acc)) return;
     }
-    if (p.splits > 1 || segment + 1 < segments) {
-      store_partial<Config>(p, segment, work.m0 + warp_m, work.n0 + warp_n, staged, acc);
-      if (segment + 1 == last_segment) return;
-    } else {
-      store_output<Config>(p, segment, work.m0 + warp_m, work.n0 + warp_n, staged, acc);
-      return;
+  } else {
+    constexpr int kTilesPerChain = Config::kPromote / kBK;
+    static_assert(Config::kPromote % kBK == 0 && Config::kSegment % Config::kPromote == 0,
+                  "a chain holds whole k-tiles, and a segment whole chains");
+    unsigned a[kPlanes][ReaderA::kCount][4], b[kPlanes][ReaderB::kCount][4];
+    float sum[ReaderA::kCount][2 * ReaderB::kCount][4] = {};
+    for (int t = 0, segment = first_segment;; ++segment) {
+      const int segment_end = min(t + kTilesPerSegment, k_tiles);
+      for (; t < segment_end; ++t) {
+        cp_async_wait<kStages - 2>();  // this thread's part of tile t has arrived
+        __syncthreads();  // everybody's has, and everybody is done with the slot that is refilled next
+        if (t + kStages - 1 < k_tiles) copy_tile(free_slot);
+        cp_async_commit();
+        free_slot = free_slot + 1 == kStages ? 0 : free_slot + 1;
+        // No fragment waits in registers for the next step, as above: a step has kPairs times the instructions.
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+          for (int plane = kPlanes - 1; plane >= 0; --plane) {
+            const unsigned tile_a = ring + slot * kStageBytes + plane * TileA::kBytes;
+            const unsigned tile_b = ring + slot * kStageBytes + kPartA + plane * TileB::kBytes;
+#pragma unroll
+            for (int i = 0; i < ReaderA::kCount; ++i) read_a.load(a[plane][i], tile_a, i, step);
+#pragma unroll
+            for (int j = 0; j < ReaderB::kCount; ++j) read_b.load(b[plane][j], tile_b, j, step);
+          }
+          multiply_planes<In>(acc, a, b);
+        }
+        slot = slot + 1 == kStages ? 0 : slot + 1;
+        if ((t + 1) % kTilesPerChain == 0 || t + 1 == segment_end) promote(sum, acc);
+      }
+      if (end_segment(segment, sum)) return;
     }
   }
 }

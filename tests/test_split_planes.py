@@ -64,8 +64,8 @@ def run_split(x: Array, precision: str, arch: str = "sm_90a", schedule: str = "l
     rows, cols, pitch = (
         (planes.rows, planes.cols, planes.row_stride) if along_rows else (planes.cols, planes.rows, planes.col_stride)
     )
-    kind, count = PLANE[precision], SPLITS[precision][2]
-    assert pitch * kind.itemsize % 32 == 0 and planes.align >= 16 and SPLITS[precision][1] == planes.dtype
+    kind, count = PLANE[precision], SPLITS[precision].planes
+    assert pitch * kind.itemsize % 32 == 0 and planes.align >= 16 and SPLITS[precision].dtype == planes.dtype
     offset = int(planes.buffer.partition("+")[2])
     raw = memory.view(workspace + offset, count * rows * pitch * kind.itemsize).view(kind).reshape(count, rows, pitch)
     testing.assert_same_bits(raw[:, :, cols:], np.zeros((count, rows, pitch - cols), kind), what="padding")

@@ -52,6 +52,8 @@ class GemmConfig(ABC):
     vec_a: int  # bytes of an access to A in global memory
     vec_b: int
     segment: int
+    planes: int = 1  # that each operand is given as: more than one in the split precisions (configs/split.py)
+    promote: int = 0  # elements of K after which a chain over planes restarts
 
     @property
     def blocks_per_cluster(self) -> int:

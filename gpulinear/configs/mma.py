@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..device import DeviceSpec
 from ..problem import ITEMSIZE, Gemm, Matrix
-from .base import CPP_TYPE, SEGMENT, GemmConfig, cpp_major, pitch_a, pitch_b
+from .base import CPP_TYPE, PROMOTE, SEGMENT, GemmConfig, cpp_major, pitch_a, pitch_b
+from .split import SPLITS, Split
 
 # Floats between two staged rows beyond a warp's columns, and staged rows of a warp (kernels/gemm_mma/store.cuh).
 _STAGED_PAD = 8
@@ -35,6 +36,14 @@ MMA_TILES = (
     MmaTile(64, 64, 32, 32, 4),
 )
 
+# The same for operands in planes: a chain, the sum that it is promoted to, and fragments of all planes leave registers for
+# half as many outputs of a warp.
+PLANE_TILES = (
+    MmaTile(128, 128, 32, 64, 1),
+    MmaTile(128, 64, 64, 32, 2),
+    MmaTile(64, 64, 32, 32, 3),
+)
+
 # Dense multiply-adds of 16-bit operands with float32 sums per SM and clock, by (major, minor): the peak of the preset's
 # datasheet over its SMs and clock. mma.sync reaches 65 % of it on sm_90 and 30 % on sm_100, whose peaks need wgmma and
 # tcgen05 (docs/design.md, "Kernels").
@@ -50,12 +59,22 @@ _MACS_PER_CLOCK = {
 # Share of the tensor pipe that the main loop keeps busy, by outputs per warp: each step loads warp_m + warp_n rows of
 # fragments for warp_m * warp_n outputs.
 _SHARE = {64 * 64: 0.90, 64 * 32: 0.75, 32 * 32: 0.55}
+# With planes a step of fragments serves several products.
+_PLANES_SHARE = {64 * 32: 0.90, 32 * 32: 0.75}
 
 
-def copy_bytes(operand: Matrix, pitch: int) -> int:
-    """The widest access, at most 16 bytes, that address and pitch (elements) allow."""
-    bits = operand.align | pitch * ITEMSIZE[operand.dtype] | 16
+def copy_bytes(operand: Matrix, pitch: int, width: int) -> int:
+    """The widest access, at most 16 bytes, that address and pitch allow and of which a row holds a whole number.
+
+    ``pitch`` and ``width`` (what exists of a row) in elements.
+    """
+    item = ITEMSIZE[operand.dtype]
+    bits = operand.align | pitch * item | width * item | 16
     return bits & -bits
+
+
+# What to do instead, in the precisions that only tensor cores have.
+_OTHERWISE = {name: "; precision='ieee' runs everywhere" for name in ("tf32", "tf32x3", "bf16x6")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +100,7 @@ class GemmMmaConfig(GemmConfig):
     @property
     def smem_bytes(self) -> int:
         """Dynamic shared memory of a block: the ring of k-tiles, and the rows that each warp stages (gemm_mma.cuh)."""
-        ring = self.stages * (self.block_m + self.block_n) * self.block_k * ITEMSIZE[self.dtype]
+        ring = self.stages * self.planes * (self.block_m + self.block_n) * self.block_k * ITEMSIZE[self.dtype]
         return ring + self.warps * _STAGED_ROWS * (self.warp_n + _STAGED_PAD) * 4
 
     @property
@@ -117,19 +136,26 @@ class GemmMmaConfig(GemmConfig):
             "kVecA": str(self.vec_a),
             "kVecB": str(self.vec_b),
             "kSegment": str(self.segment),
+            "kPlanes": str(self.planes),
+            "kPromote": str(self.promote),
         }
 
     def supports(self, gemm: Gemm, spec: DeviceSpec) -> str | None:
         """Why the variant cannot run ``gemm`` on ``spec``, as a sentence; None when it can."""
-        if gemm.dtype not in ("float16", "bfloat16"):
-            return f"gemm_mma multiplies float16 and bfloat16, not {gemm.dtype}"
         if spec.compute_capability < (8, 0):
-            return f"m16n8k16 and cp.async need sm_80, this is {spec.arch}"
+            return f"m16n8k16 and cp.async need sm_80, this is {spec.arch}" + _OTHERWISE.get(gemm.precision or "", "")
+        if gemm.dtype not in ("float16", "bfloat16"):
+            return f"gemm_mma multiplies float16 and bfloat16, not {gemm.dtype}" + _OTHERWISE.get(
+                gemm.precision or "", ""
+            )
         return self.limits(spec)
 
     def macs_per_clock(self, spec: DeviceSpec, warps: float) -> float:
         """The tensor pipe's peak times the main loop's share; four schedulers need a warp each, and two hide latency."""
         peak = _MACS_PER_CLOCK.get(spec.compute_capability, 256)
+        if self.planes > 1:  # long steps: two warps hide the latency between them
+            products = self.planes * (self.planes + 1) // 2
+            return peak / products * _PLANES_SHARE[self.warp_m * self.warp_n] * min(1.0, warps / 4)
         return peak * _SHARE[self.warp_m * self.warp_n] * min(1.0, (1 + warps / 4) / 3)
 
     @classmethod
@@ -138,8 +164,9 @@ class GemmMmaConfig(GemmConfig):
         # Stages by the shared memory of an SM; sm_120 is fastest with two long ones (docs/design.md, "Kernels").
         two_long = spec.compute_capability >= (12, 0)
         stages = 2 if two_long else 4 if spec.smem_per_sm > 128 * 1024 else 3
-        for tile in MMA_TILES:
-            yield cls(
+        split = SPLITS.get(gemm.precision or "")
+        for tile in PLANE_TILES if split else MMA_TILES:
+            config = cls(
                 dtype=gemm.dtype,
                 out_dtype=gemm.d.dtype,
                 bias_dtype=gemm.bias.dtype if gemm.bias else gemm.dtype,
@@ -147,11 +174,22 @@ class GemmMmaConfig(GemmConfig):
                 k_major_b=gemm.b.col_major,
                 block_m=tile.block_m,
                 block_n=tile.block_n,
-                block_k=64 if two_long else 32,
+                block_k=64 if two_long and not split else 32,
                 warp_m=tile.warp_m,
                 warp_n=tile.warp_n,
                 resident=tile.resident,
                 stages=stages,
-                vec_a=copy_bytes(gemm.a, pitch_a(gemm)),
-                vec_b=copy_bytes(gemm.b, pitch_b(gemm)),
+                vec_a=copy_bytes(gemm.a, pitch_a(gemm), gemm.k if gemm.a.row_major else gemm.m),
+                vec_b=copy_bytes(gemm.b, pitch_b(gemm), gemm.k if gemm.b.col_major else gemm.n),
             )
+            yield _over_planes(config, split, spec) if split else config
+
+
+def _over_planes(config: GemmMmaConfig, split: Split, spec: DeviceSpec) -> GemmMmaConfig:
+    """The variant over planes, whose rows are padded with zeros to whole 16-byte accesses. As many stages, up to four, as
+    fit beside the other blocks of an SM."""
+    single = replace(config, planes=split.planes, promote=PROMOTE, stages=1, vec_a=16, vec_b=16)
+    staged = 2 * single.smem_bytes - replace(single, stages=2).smem_bytes
+    room = min(spec.smem_per_sm // config.resident - 1024, spec.smem_per_block_optin) - staged
+    stages = max(2, min(4, room // (single.smem_bytes - staged)))
+    return replace(single, stages=stages)

@@ -5,11 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-# By precision: the C++ policy, the dtype of a plane in memory, and how many there are. Their order and their products
-# are in gpulinear.reference.products and kernels/gemm_mma.cuh.
-SPLITS: dict[str, tuple[str, str, int]] = {
-    "bf16x6": ("Bfloat16Planes", "bfloat16", 3),
-    "tf32x3": ("Tf32Planes", "float32", 2),
+
+@dataclass(frozen=True)
+class Split:
+    """The planes of a precision: the C++ policy, their dtype in memory, and how many there are. Of n planes, n (n + 1) / 2
+    pairs are multiplied (gpulinear.reference.products, kernels/gemm_mma/planes.cuh)."""
+
+    policy: str
+    dtype: str
+    planes: int
+
+
+SPLITS = {
+    "bf16x6": Split("Bfloat16Planes", "bfloat16", 3),
+    "tf32x3": Split("Tf32Planes", "float32", 2),
 }
 
 
@@ -25,4 +34,4 @@ class SplitPlanesConfig:
 
     def cpp(self) -> dict[str, str]:
         """Members of the C++ ``Config`` struct."""
-        return {"Planes": SPLITS[self.precision][0], "kVec": str(self.vec)}
+        return {"Planes": SPLITS[self.precision].policy, "kVec": str(self.vec)}

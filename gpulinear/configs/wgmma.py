@@ -15,7 +15,7 @@ _DEPTH = 64  # elements of K in a k-tile: 128 bytes, a row of the swizzle
 _ROW = 128  # its bytes
 _STAGE_BYTES = 16384  # shared memory of a consumer's epilogue (kernels/wgmma/epilogue.cuh)
 _MOST_TOTALS = 104  # per thread in registers; a larger tile keeps 64 there (kernels/gemm_wgmma.cuh)
-_MOST_STAGES = 8
+_MOST_STAGES = 12
 _PEAK = 2048  # dense multiply-adds of 16-bit operands per SM and clock: 989 TFLOP/s over 132 SMs at 1.83 GHz
 
 
@@ -23,13 +23,14 @@ _PEAK = 2048  # dense multiply-adds of 16-bit operands per SM and clock: 989 TFL
 class WgmmaTile:
     """Block tile of ``gemm_wgmma``, the CTAs that share a tile of B, and the share of the peak its main loop reaches.
 
-    The shares only rank variants; they are the ratios that kernels of this design reached elsewhere (docs/hopper.md).
+    ``swapped``: the columns of D, which are rows of the weight, lie on wgmma's 64-row side, for few tokens. The shares only rank variants; they are the ratios that kernels of this design reached elsewhere (docs/hopper.md).
     """
 
     block_m: int
     block_n: int
     cluster: int
     share: float
+    swapped: bool = False
 
 
 WGMMA_TILES = (
@@ -42,6 +43,9 @@ WGMMA_TILES = (
     WgmmaTile(64, 256, 1, 0.62),
     WgmmaTile(64, 128, 1, 0.50),
     WgmmaTile(64, 64, 1, 0.35),
+    WgmmaTile(64, 64, 1, 0.35, swapped=True),
+    WgmmaTile(32, 64, 1, 0.25, swapped=True),
+    WgmmaTile(16, 64, 1, 0.125, swapped=True),
 )
 
 
@@ -54,6 +58,22 @@ class GemmWgmmaConfig(GemmConfig):
     cluster: int  # CTAs, neighbours along M, that load their tile of B once
     running_total: bool  # an item of work is all of K; else one segment of it
     tma_store: bool  # D and preact leave through shared memory
+    swapped: bool  # the kernel computes the transpose of D: its A is B transposed, its B is A transposed
+
+    @property
+    def rows(self) -> int:
+        """Rows of the tile as the kernel sees it."""
+        return self.block_n if self.swapped else self.block_m
+
+    @property
+    def cols(self) -> int:
+        """Columns of the tile as the kernel sees it."""
+        return self.block_m if self.swapped else self.block_n
+
+    @property
+    def majors(self) -> tuple[bool, bool]:
+        """Whether the kernel's A and B are read along K."""
+        return (self.k_major_b, self.k_major_a) if self.swapped else (self.k_major_a, self.k_major_b)
 
     @property
     def blocks_per_cluster(self) -> int:
@@ -63,7 +83,7 @@ class GemmWgmmaConfig(GemmConfig):
     @property
     def consumers(self) -> int:
         """Warpgroups that multiply, 64 rows each."""
-        return self.block_m // 64
+        return self.rows // 64
 
     @property
     def threads(self) -> int:
@@ -73,7 +93,7 @@ class GemmWgmmaConfig(GemmConfig):
     @property
     def totals_in_smem(self) -> int:
         """Running totals of a thread that its registers do not hold."""
-        totals = self.block_n // 2
+        totals = self.cols // 2
         return totals - 64 if self.running_total and totals > _MOST_TOTALS else 0
 
     @property
@@ -94,18 +114,19 @@ class GemmWgmmaConfig(GemmConfig):
 
     @property
     def tile(self) -> str:
-        """Short name, as in ``128x256x64`` or, with clusters of two, ``128x256x64/c2``."""
-        return f"{self.block_m}x{self.block_n}x{self.block_k}" + (f"/c{self.cluster}" if self.cluster > 1 else "")
+        """Short name, as in ``128x256x64`` ``128x256x64/c2`` with clusters of two, ``16x64x64/swap``."""
+        form = f"/c{self.cluster}" if self.cluster > 1 else "/swap" if self.swapped else ""
+        return f"{self.block_m}x{self.block_n}x{self.block_k}{form}"
 
     @property
     def box_a(self) -> tuple[int, int]:
-        """Rows and columns of a box of A as TMA copies it."""
-        return (self.block_m, _DEPTH) if self.k_major_a else (_DEPTH, 64)
+        """Rows and columns of a box of the kernel's A as TMA copies it."""
+        return (self.rows, _DEPTH) if self.majors[0] else (_DEPTH, 64)
 
     @property
     def box_b(self) -> tuple[int, int]:
-        """Rows and columns of a box of B: the CTAs of a cluster copy equal parts."""
-        return (self.block_n // self.cluster, _DEPTH) if self.k_major_b else (_DEPTH // self.cluster, 64)
+        """Rows and columns of a box of the kernel's B: the CTAs of a cluster copy equal parts."""
+        return (self.cols // self.cluster, _DEPTH) if self.majors[1] else (_DEPTH // self.cluster, 64)
 
     def cpp(self) -> dict[str, str]:
         """Members of the C++ ``Config`` struct."""
@@ -114,36 +135,39 @@ class GemmWgmmaConfig(GemmConfig):
             "Acc": "float",
             "Out": CPP_TYPE[self.out_dtype],
             "Bias": CPP_TYPE[self.bias_dtype],
-            "kMajorA": cpp_major(self.k_major_a),
-            "kMajorB": cpp_major(self.k_major_b),
-            "kBlockM": str(self.block_m),
-            "kBlockN": str(self.block_n),
+            "kMajorA": cpp_major(self.majors[0]),
+            "kMajorB": cpp_major(self.majors[1]),
+            "kBlockM": str(self.rows),
+            "kBlockN": str(self.cols),
             "kStages": str(self.stages),
             "kSegment": str(self.segment),
             "kConsumers": str(self.consumers),
             "kCluster": str(self.cluster),
             "kRunningTotal": cpp_bool(self.running_total),
             "kTmaStore": cpp_bool(self.tma_store),
+            "kSwapped": cpp_bool(self.swapped),
         }
 
     def supports(self, gemm: Gemm, spec: DeviceSpec) -> str | None:
         """Why the variant cannot run ``gemm`` on ``spec``, as a sentence; None when it can."""
+        if gemm.precision is not None:
+            return f"gemm_wgmma multiplies 16-bit operands, not planes for {gemm.precision}"
         if gemm.dtype not in ("float16", "bfloat16"):
             return f"gemm_wgmma multiplies float16 and bfloat16, not {gemm.dtype}"
         if spec.arch != "sm_90a":
             return f"wgmma needs sm_90a, this is {spec.arch}"
         if major_of(gemm.a, rows_first=True) is None or major_of(gemm.b, rows_first=False) is None:
             return "TMA needs operands whose base and row pitch are multiples of 16 bytes"
-        if not self.k_major_b and self.block_n % 64:
-            return f"boxes of an N-major B have 64 columns, {self.block_n} is no multiple of that"
+        if not self.majors[1] and self.cols % 64:
+            return f"boxes of an N-major B have 64 columns, {self.cols} is no multiple of that"
         if self.cluster > 1 and gemm.m <= self.block_m:
             return "a cluster shares B between rows of tiles, and there is one"
         return self.limits(spec)
 
     def macs_per_clock(self, spec: DeviceSpec, warps: float) -> float:
         """The share of the peak that this tile's main loop reaches."""
-        shares = {(t.block_m, t.block_n, t.cluster): t.share for t in WGMMA_TILES}
-        return _PEAK * shares[self.block_m, self.block_n, self.cluster]
+        shares = {(t.block_m, t.block_n, t.cluster, t.swapped): t.share for t in WGMMA_TILES}
+        return _PEAK * shares[self.block_m, self.block_n, self.cluster, self.swapped]
 
     def split_choices(self, segments: int, splits: list[int]) -> list[int]:
         """All of K in one item of work, or each segment in its own."""
@@ -177,5 +201,6 @@ class GemmWgmmaConfig(GemmConfig):
                 vec_b=16,
                 cluster=tile.cluster,
                 running_total=False,
-                tma_store=stores and tile.block_n % 64 == 0,
+                tma_store=stores and tile.block_n % 64 == 0 and not tile.swapped,
+                swapped=tile.swapped,
             )

@@ -25,6 +25,25 @@ __device__ __forceinline__ void cp_async(void* smem, const void* gmem, int valid
   }
 }
 
+// The same for a copy that exists as a whole or not at all (zeros, then): without arithmetic on byte counts.
+template <int kBytes>
+__device__ __forceinline__ void cp_async_or_zero(void* smem, const void* gmem, bool exists) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async moves 4, 8 or 16 bytes");
+  if constexpr (kBytes == 16) {
+    asm volatile(
+        "{\n.reg .pred ignore;\nsetp.eq.u32 ignore, %2, 0;\n"
+        "cp.async.cg.shared.global [%0], [%1], 16, ignore;\n}" ::"r"(shared_address(smem)),
+        "l"(gmem), "r"(static_cast<unsigned>(exists))
+        : "memory");
+  } else {
+    asm volatile(
+        "{\n.reg .pred ignore;\nsetp.eq.u32 ignore, %3, 0;\n"
+        "cp.async.ca.shared.global [%0], [%1], %2, ignore;\n}" ::"r"(shared_address(smem)),
+        "l"(gmem), "n"(kBytes), "r"(static_cast<unsigned>(exists))
+        : "memory");
+  }
+}
+
 // Close the group of copies issued since the last commit.
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

@@ -28,9 +28,10 @@ struct MmaTile {
   }
 };
 
-// Copies the tiles of one operand, k-tile after k-tile, in pieces of kVec bytes. Elements beyond an edge of the matrix
-// become zeros and are not read. A thread copies one chunk of every kPass-th row.
-template <class Tile, int kVec, int kBlockK, int kThreads>
+// Copies the tiles of one operand, k-tile after k-tile, in pieces of kVec bytes, of which rows of the matrix hold a whole
+// number. Elements beyond an edge become zeros and are not read. A thread copies one chunk of every kPass-th row.
+// kPlanes: the operand is so many matrices of this size, one after the other, and so are its tiles in a stage.
+template <class Tile, int kVec, int kBlockK, int kThreads, int kPlanes>
 struct TileCopier {
   using In = typename Tile::Element;
   static constexpr bool kAlongK = Tile::kMajor == Major::K;
@@ -46,6 +47,7 @@ struct TileCopier {
   long long row_step;        // elements from one of its chunks to the next
   long long tile_step;       // elements from one k-tile to the next
   unsigned to;               // byte offset of the first chunk in the tile
+  long long plane_step;     // elements from one plane to the next
   int rows_left, cols_left;  // rows and elements of a row from the thread's first chunk on that exist
 
   // base (size_mn, size_k), stride ld between its rows; the tile starts at (mn0, k0).
@@ -57,6 +59,7 @@ struct TileCopier {
     from = static_cast<const In*>(base) + (row0 * ld + col0);
     row_step = kPass * ld;
     tile_step = kAlongK ? kBlockK : kBlockK * ld;
+    plane_step = (kAlongK ? size_mn : size_k) * ld;
     to = Tile::offset(row, chunk);
     rows_left = (kAlongK ? size_mn - mn0 : size_k - k0) - row;
     cols_left = (kAlongK ? size_k - k0 : size_mn - mn0) - col;
@@ -64,31 +67,35 @@ struct TileCopier {
 
   // Copy the next k-tile into the stage, and step on.
   __device__ __forceinline__ void copy(char* stage) {
-    const int bytes = max(0, min(cols_left, Tile::kChunk)) * static_cast<int>(sizeof(In));
-    const In* source = from;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      copy_chunk(stage + to + i * kPass * Tile::kRowBytes, source, i * kPass < rows_left ? bytes : 0);
-      source += row_step;
+    for (int plane = 0; plane < kPlanes; ++plane) {
+      const In* source = from + plane * plane_step;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        copy_chunk(stage + to + plane * Tile::kBytes + i * kPass * Tile::kRowBytes, source,
+                   i * kPass < rows_left ? cols_left : 0);
+        source += row_step;
+      }
     }
     from += tile_step;
     (kAlongK ? cols_left : rows_left) -= kBlockK;
   }
 
  private:
-  __device__ static __forceinline__ void copy_chunk(char* smem, const In* source, int bytes) {
+  // The first `exist` elements of a chunk.
+  __device__ static __forceinline__ void copy_chunk(char* smem, const In* source, int exist) {
     if constexpr (kVec >= 4) {
 #pragma unroll
       for (int piece = 0; piece < 16; piece += kVec) {
-        cp_async<kVec>(smem + piece, reinterpret_cast<const char*>(source) + piece,
-                       kVec == 16 ? bytes : max(0, min(bytes - piece, kVec)));
+        const int element = piece / sizeof(In);
+        cp_async_or_zero<kVec>(smem + piece, source + element, element < exist);
       }
     } else {
       unsigned words[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const unsigned low = 4 * i < bytes ? source[2 * i].bits : 0;
-        const unsigned high = 4 * i + 2 < bytes ? source[2 * i + 1].bits : 0;
+        const unsigned low = 2 * i < exist ? source[2 * i].bits : 0;
+        const unsigned high = 2 * i + 1 < exist ? source[2 * i + 1].bits : 0;
         words[i] = low | high << 16;
       }
       *reinterpret_cast<uint4*>(smem) = make_uint4(words[0], words[1], words[2], words[3]);
