@@ -16,8 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import __version__
-from .cli_bench import bench
+from . import __version__, cli_bench
 from .cli_tune import tune
 from .errors import ArgumentError, DTypeError, GpuLinearError, KernelFault
 from .views import ShapeDtype
@@ -196,7 +195,7 @@ def train(
     console.print(ran)
 
 
-app.command()(bench)
+app.command()(cli_bench.bench)
 app.command()(tune)
 
 

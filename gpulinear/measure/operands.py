@@ -79,12 +79,11 @@ def _pool(dtype: str, seed: int) -> Array:
 
 def _fill(flat: Any, pool: Any, offset: int) -> None:
     """Copy the pool over ``flat`` from ``offset`` on, again and again."""
-    done = 0
+    done, offset = 0, offset % pool.size
     while done < flat.size:
-        offset %= pool.size
         take = min(pool.size - offset, flat.size - done)
         flat[done : done + take] = pool[offset : offset + take]
-        done, offset = done + take, offset + take
+        done, offset = done + take, 0
 
 
 def _padded_bytes(case: Case, name: str) -> int:
