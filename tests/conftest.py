@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,8 +43,13 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 @pytest.fixture(scope="session")
 def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache of compiled kernels for the session, so that tests share compilations."""
-    return tmp_path_factory.mktemp("kernels")
+    """One cache of compiled kernels for the session and for all its xdist workers, so that tests share compilations."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # a worker's own directory lies in the session's
+    place = root / "kernels"
+    place.mkdir(mode=0o700, exist_ok=True)
+    return place
 
 
 @pytest.fixture
