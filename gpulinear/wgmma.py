@@ -53,8 +53,10 @@ def wgmma_step(
     note: str,
 ) -> None:
     """Append the launch. ``slabs`` holds the sums of all segments, where ``ordered_reduce`` will add them."""
+    a, b = (gemm.b.T, gemm.a.T) if config.swapped else (gemm.a, gemm.b)
+    m, n = a.rows, b.cols
     segments = ceil_div(gemm.k, config.segment)
-    tiles_m, tiles_n = ceil_div(gemm.m, config.block_m * config.cluster), ceil_div(gemm.n, config.block_n)
+    tiles_m, tiles_n = ceil_div(m, config.rows * config.cluster), ceil_div(n, config.cols)
     items = tiles_m * tiles_n * (1 if config.running_total else segments)
     clusters = min(items, max(1, builder.num_sms // config.cluster))
     builder.step(
@@ -62,13 +64,13 @@ def wgmma_step(
         clusters * config.cluster,
         note,
         config.smem_bytes,
-        map_a=_operand_map(gemm.a, config.box_a, rows_first=True),
-        map_b=_operand_map(gemm.b, config.box_b, rows_first=False),
+        map_a=_operand_map(a, config.box_a, rows_first=True),
+        map_b=_operand_map(b, config.box_b, rows_first=False),
         map_d=_output_map(gemm.d, config),
         map_preact=_output_map(gemm.preact, config),
         slabs=slabs,
-        m=gemm.m,
-        n=gemm.n,
+        m=m,
+        n=n,
         k=gemm.k,
         segments=segments,
         tiles_m=tiles_m,

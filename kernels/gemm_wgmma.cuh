@@ -23,6 +23,8 @@
 //            ascending, from +0. kRunningTotal: the sums are added ascending, in registers (beyond 104 per thread
 //            in shared memory). Otherwise each item of work is one segment, and its sum is finished (K <= S) or
 //            goes to a slab for ordered_reduce. Nothing here depends on tile, stages, cluster or grid.
+// Few tokens kSwapped: A and B change places, so that the weight has the 64 rows of a wgmma and a few tokens are its
+//            columns; D is stored transposed. The products and their order are the same.
 // Threads    128 (1 + kConsumers). Tile kBlockM = 64 kConsumers by kBlockN, k-tiles of 64.
 // Smem       kStages * 128 (kBlockM + kBlockN) + kConsumers * max(16384, the totals kept there) + 16 kStages bytes.
 // Registers  kBlockN / 2 accumulators, and with kRunningTotal up to 104 totals.

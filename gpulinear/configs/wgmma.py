@@ -23,7 +23,8 @@ _PEAK = 2048  # dense multiply-adds of 16-bit operands per SM and clock: 989 TFL
 class WgmmaTile:
     """Block tile of ``gemm_wgmma``, the CTAs that share a tile of B, and the share of the peak its main loop reaches.
 
-    ``swapped``: the columns of D, which are rows of the weight, lie on wgmma's 64-row side, for few tokens. The shares only rank variants; they are the ratios that kernels of this design reached elsewhere (docs/hopper.md).
+    ``swapped``: the columns of D, which are rows of the weight, lie on wgmma's 64-row side, for few tokens. The shares
+    only rank variants; they are the ratios that kernels of this design reached elsewhere (docs/hopper.md).
     """
 
     block_m: int
@@ -31,6 +32,12 @@ class WgmmaTile:
     cluster: int
     share: float
     swapped: bool = False
+
+    @property
+    def name(self) -> str:
+        """As in ``128x256x64``, ``128x256x64/c2`` with clusters of two, ``16x64x64/swap``."""
+        form = f"/c{self.cluster}" if self.cluster > 1 else "/swap" if self.swapped else ""
+        return f"{self.block_m}x{self.block_n}x{_DEPTH}{form}"
 
 
 WGMMA_TILES = (
@@ -114,9 +121,8 @@ class GemmWgmmaConfig(GemmConfig):
 
     @property
     def tile(self) -> str:
-        """Short name, as in ``128x256x64`` ``128x256x64/c2`` with clusters of two, ``16x64x64/swap``."""
-        form = f"/c{self.cluster}" if self.cluster > 1 else "/swap" if self.swapped else ""
-        return f"{self.block_m}x{self.block_n}x{self.block_k}{form}"
+        """The name of its tile (``WgmmaTile.name``)."""
+        return WgmmaTile(self.block_m, self.block_n, self.cluster, 0.0, self.swapped).name
 
     @property
     def box_a(self) -> tuple[int, int]:

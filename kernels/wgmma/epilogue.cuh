@@ -5,6 +5,7 @@
 //   kTmaStore   a chunk of 16-bit values goes through shared memory: stmatrix lays it out in the 128-byte swizzle,
 //               TMA stores it while the next one is prepared, and clips it at the edges of D.
 //   otherwise   pairs are stored from registers: 32 bytes of a row by four threads, for float32 a whole sector.
+//   kSwapped    D is stored transposed: the planner gave the weight to the 64-row side, for few tokens.
 // Each consumer has kStageBytes of shared memory for it: two chunks on their way out, or one chunk of float32.
 #pragma once
 
@@ -85,6 +86,42 @@ struct ThreadPairs {
   }
 };
 
+// The same of a matrix that is stored transposed: the thread's pairs are neighbours in a column of it.
+template <class T>
+struct ThreadPairsTransposed {
+  T* first;  // element (row, col), which lies at base[col * ld + row]
+  long long ld;
+  int rows_left, left;  // of the matrix, from there on
+
+  __device__ __forceinline__ ThreadPairsTransposed(void* base, long long ld, int row, int col, int rows,
+                                                   int cols)
+      : first(static_cast<T*>(base) + col * ld + row), ld(ld), rows_left(rows - row), left(cols - col) {}
+
+  __device__ __forceinline__ T* at(int i, int e) const {
+    return first + (8 * (i / 4) + e) * ld + 8 * (i / 2 % 2);
+  }
+  __device__ __forceinline__ bool has(int i, int e) const {
+    return 8 * (i / 4) + e < left && 8 * (i / 2 % 2) < rows_left;
+  }
+  __device__ __forceinline__ void store(int i, float low, float high) const {
+    if (has(i, 0)) store_rounded(at(i, 0), low);
+    if (has(i, 1)) store_rounded(at(i, 1), high);
+  }
+  __device__ __forceinline__ void load(int i, float& low, float& high) const {
+    low = has(i, 0) ? to_acc<float>(*at(i, 0)) : 0.0f;
+    high = has(i, 1) ? to_acc<float>(*at(i, 1)) : 0.0f;
+  }
+};
+
+template <class T, bool kSwapped>
+struct PairsOf {
+  using Type = ThreadPairs<T>;
+};
+template <class T>
+struct PairsOf<T, true> {
+  using Type = ThreadPairsTransposed<T>;
+};
+
 // ---- the epilogue of one consumer warpgroup ----
 
 template <class Config>
@@ -93,7 +130,8 @@ struct Epilogue {
   static constexpr int kValues = Config::kBlockN / 2;
   static constexpr int kChunk = Config::kBlockN % 64 == 0 ? 64 : 16;
   static constexpr int kChunkValues = kChunk / 2;
-  static_assert(!Config::kTmaStore || kChunk == 64, "stores by TMA have 64 columns");
+  static_assert(!Config::kTmaStore || (kChunk == 64 && !Config::kSwapped),
+                "stores by TMA are 64 columns of D");
 
   const GemmWgmmaParams& p;
   unsigned staging;  // shared address of this consumer's kStageBytes
@@ -108,7 +146,8 @@ struct Epilogue {
 
   // This thread's part of a matrix that is stored as D is.
   template <class T>
-  __device__ __forceinline__ ThreadPairs<T> pairs(void* base, long long ld, int m0, int n0) const {
+  __device__ __forceinline__ typename PairsOf<T, Config::kSwapped>::Type pairs(void* base, long long ld,
+                                                                               int m0, int n0) const {
     return {base, ld, m0 + row(), n0 + col(), p.m, p.n};
   }
 
@@ -134,7 +173,7 @@ struct Epilogue {
 
   __device__ __forceinline__ void store_slab(const WorkItem& work, const float (&sum)[kValues]) const {
     float* slab = p.slabs + static_cast<long long>(work.segment) * p.m * p.n;
-    const auto out = pairs<float>(slab, p.n, work.m0, work.n0);
+    const auto out = pairs<float>(slab, Config::kSwapped ? p.m : p.n, work.m0, work.n0);
 #pragma unroll
     for (int i = 0; i < kValues; i += 2) out.store(i, sum[i], sum[i + 1]);
   }
@@ -147,7 +186,8 @@ struct Epilogue {
 #pragma unroll
       for (int i = 0; i < kChunkValues; ++i) v[i] = total[first + i];
       const int n0 = work.n0 + 2 * first;
-      if (p.bias != nullptr) add_bias(n0, v);
+      if (n0 >= p.n) return;
+      if (p.bias != nullptr) add_bias(work.m0, n0, v);
       if (p.preact != nullptr) put(&p.map_preact, p.preact, p.ldp, work.m0, n0, v);
       if (p.activation != kNone) apply_activation(v);
       put(&p.map_d, p.d, p.ldd, work.m0, n0, v);
@@ -168,16 +208,26 @@ struct Epilogue {
   }
 
  private:
-  __device__ __forceinline__ void add_bias(int n0, float (&v)[kChunkValues]) const {
+  __device__ __forceinline__ float bias_at(int index, int size) const {
     const auto* bias = static_cast<const typename Config::Bias*>(p.bias);
+    return index < size ? to_acc<float>(bias[index * p.bias_stride]) : 0.0f;
+  }
+
+  // The bias belongs to D's columns: one for each value of a pair or, where D is stored transposed, for each row.
+  __device__ __forceinline__ void add_bias(int m0, int n0, float (&v)[kChunkValues]) const {
+    if constexpr (Config::kSwapped) {
+      const float bias[2] = {bias_at(m0 + row(), p.m), bias_at(m0 + row() + 8, p.m)};
 #pragma unroll
-    for (int i = 0; i < kChunkValues; i += 4) {
+      for (int i = 0; i < kChunkValues; ++i) v[i] = add_rn(v[i], bias[i / 2 % 2]);
+    } else {
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int column = n0 + col() + 2 * i + e;
-        const float b = column < p.n ? to_acc<float>(bias[column * p.bias_stride]) : 0.0f;
-        v[i + e] = add_rn(v[i + e], b);
-        v[i + e + 2] = add_rn(v[i + e + 2], b);
+      for (int i = 0; i < kChunkValues; i += 4) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const float bias = bias_at(n0 + col() + 2 * i + e, p.n);
+          v[i + e] = add_rn(v[i + e], bias);
+          v[i + e + 2] = add_rn(v[i + e + 2], bias);
+        }
       }
     }
   }

@@ -1,0 +1,295 @@
+"""The kill matrix of gemm_wgmma: bugs put into it on purpose, each of which a report or a number must catch.
+
+The mutants and their matrix are those of test_kernel_mutants.py; these run under three schedules until one catches them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import gpulinear as gl
+import gpulinear.compile as compiler
+from gpulinear import gemm, testing
+from gpulinear.plan import Options
+
+from .test_kernel_mutants import Mutant, Probe, verdict
+
+Array = np.ndarray[Any, Any]
+Pairs = list[tuple[Array, Array]]
+BF16 = np.dtype(ml_dtypes.bfloat16)
+F32 = np.dtype("float32")
+SCHEDULES = ("lockstep", "warps", "random:0", "random:1")
+
+
+def ints(*shape: int, dtype: Any = BF16, seed: int = 0) -> Array:
+    return testing.integers(shape, dtype, seed)
+
+
+def f8(a: Array) -> Array:
+    return a.astype(np.float64)
+
+
+def planned(tile: str, call: Callable[[], Pairs], **options: Any) -> Pairs:
+    with gemm.planning(Options(family="gemm_wgmma", tile=tile, num_sms=options.pop("num_sms", 1), **options)):
+        return call()
+
+
+def _ring(tokens: int, out: int, inner: int) -> Pairs:
+    x, w = ints(tokens, inner), ints(out, inner, seed=1)
+    return [(gl.linear(x, w), (f8(x) @ f8(w).T).astype(BF16))]
+
+
+def ring() -> Pairs:
+    """Six tiles through one CTA and, with eight stages, more k-tiles than the ring has slots; two segments."""
+    return planned("64x64x64", lambda: _ring(72, 136, 264), segment=128)
+
+
+def two_consumers() -> Pairs:
+    return planned("128x128x64", lambda: _ring(136, 136, 264), segment=128)
+
+
+def cluster() -> Pairs:
+    """Three rows of tiles in clusters of two: the last one is outside. Three stages: the ring turns over."""
+    return planned("128x256x64/c2", lambda: _ring(264, 72, 264), num_sms=2, segment=64)
+
+
+def other_majors() -> Pairs:
+    x, w, dy = ints(72, 136), ints(72, 136, seed=1), ints(72, 72, seed=2)
+
+    def call() -> Pairs:
+        return [
+            (gl.dgrad(dy, w), (f8(dy) @ f8(w)).astype(BF16)),
+            (gl.wgrad(dy, x), (f8(dy).T @ f8(x)).astype(BF16)),
+        ]
+
+    return planned("64x128x64", call)
+
+
+def cluster_of_n_major() -> Pairs:
+    dy, w = ints(136, 72), ints(72, 136, seed=1)
+    return planned("128x192x64/c2", lambda: [(gl.dgrad(dy, w), (f8(dy) @ f8(w)).astype(BF16))], num_sms=2)
+
+
+def totals_in_shared_memory() -> Pairs:
+    """Two tiles through one CTA: what the first one's stores read must not be written by the second's totals."""
+    return planned("64x256x64", lambda: _ring(72, 72, 200), segment=64)
+
+
+def epilogue() -> Pairs:
+    """Five puts of a chunk in a row, each pair of them into the two halves of the staging memory."""
+    x, w, b = ints(72, 40), ints(200, 40, seed=1), ints(200, seed=2)
+    preact, exact = np.empty((72, 200), BF16), f8(x) @ f8(w).T + f8(b)
+
+    def call() -> Pairs:
+        y = gl.linear(x, w, b, preact_out=preact)
+        z = gl.linear(x, w, b, activation="relu")
+        return [(y, exact.astype(BF16)), (preact, exact.astype(BF16)), (z, np.maximum(exact, 0).astype(BF16))]
+
+    return planned("64x64x64", call)
+
+
+def registers_to_memory() -> Pairs:
+    """Rows that TMA cannot store, of odd and of even width; float32; sums that it is added to."""
+    x, w = ints(72, 40), ints(67, 40, seed=1)
+    held, dy, u = ints(67, 72, dtype=F32, seed=2), ints(40, 67, seed=3), ints(40, 72, seed=4)
+
+    def call() -> Pairs:
+        out = held.copy()
+        gl.wgrad(dy, u, out=out, accumulate=True)
+        pairs = [(out, (f8(dy).T @ f8(u) + f8(held)).astype(F32))]
+        for count in (67, 66):
+            exact = f8(x) @ f8(w[:count]).T
+            pairs += [(gl.linear(x, w[:count]), exact.astype(BF16))]
+            pairs += [(gl.linear(x, w[:count], out_dtype="float32"), exact.astype(F32))]
+        return pairs
+
+    return planned("64x64x64", call)
+
+
+def swapped() -> Pairs:
+    """Few tokens: the weight on the row side, with a bias, a row that does not exist and a second segment."""
+    x, w, b = ints(19, 72), ints(67, 72, seed=1), ints(67, seed=2)
+    exact = (f8(x) @ f8(w).T + f8(b)).astype(BF16)
+    pairs = planned("32x64x64/swap", lambda: [(gl.linear(x, w, b), exact)])
+    return pairs + planned("16x64x64/swap", lambda: [(gl.linear(x, w, b), exact)], segment=64, splits=2)
+
+
+def slabs() -> Pairs:
+    return planned("64x64x64", lambda: _ring(72, 72, 200), segment=64, splits=4)
+
+
+def negative_zero() -> Pairs:
+    """Products too small for float32, all negative: the sum is a zero, and its sign is +."""
+    x, w = np.full((8, 8), 1e-38, BF16), np.full((8, 8), -1e-38, BF16)
+    return planned("64x64x64", lambda: [(gl.linear(x, w), np.zeros((8, 8), BF16))])
+
+
+MAIN, TILE, RING = "gemm_wgmma.cuh", "wgmma/tile.cuh", "wgmma/ring.cuh"
+LOOP, LOAD, PUT, NEXT = "wgmma/mainloop.cuh", "wgmma/producer.cuh", "wgmma/epilogue.cuh", "wgmma/scheduler.cuh"
+PTX = "common/ptx_sm90.cuh"
+
+MUTANTS = [
+    # ring, parity, bytes
+    Mutant("no wait for a full slot", LOOP, "mbarrier_wait<false>(ring.full(place.slot), place.parity);", "", ring),
+    Mutant("no wait for an empty slot", LOAD,
+           "mbarrier_wait<(Config::kCluster > 1)>(ring.empty(place.slot), place.parity ^ 1);", "", ring),
+    Mutant("wrong parity of full", LOOP, "ring.full(place.slot), place.parity)", "ring.full(place.slot), place.parity ^ 1)", ring),
+    Mutant("wrong parity of empty", LOAD, "place.parity ^ 1)", "place.parity)", ring),
+    Mutant("parity never flips", RING, "parity ^= 1;", "", ring),
+    Mutant("parity flips a slot early", RING, "++slot == kStages", "++slot == kStages - 1", ring),
+    Mutant("ring one slot too long", RING, "if (++slot == kStages)", "if (++slot == kStages + 1)", ring),
+    Mutant("expects too few bytes", LOAD, "full, Ring<Config>::kSlotBytes", "full, Ring<Config>::kSlotBytes - kBox", ring),
+    Mutant("expects too many bytes", LOAD, "full, Ring<Config>::kSlotBytes", "full, Ring<Config>::kSlotBytes + 16", ring),
+    Mutant("announces nothing", LOAD, "mbarrier_arrive_expect(full, Ring<Config>::kSlotBytes);", "mbarrier_arrive(full);", ring),
+    Mutant("full waits for two producers", RING, "mbarrier_init(full(slot), 1)", "mbarrier_init(full(slot), 2)", ring),
+    Mutant("empty counts one consumer", RING, "Config::kConsumers * Config::kCluster);", "Config::kCluster);", two_consumers),
+    Mutant("every thread releases the slot", LOOP, "if (t > 0 && thread == 0)", "if (t > 0)", ring),
+    Mutant("released before it is read", LOOP, "    wgmma_wait<1>();\n    if (t > 0 && thread == 0) ring.release(last);",
+           "    if (thread == 0) ring.release(place.slot);\n    wgmma_wait<1>();", ring),
+    Mutant("the slot still in use is released", LOOP, "wgmma_wait<1>();", "wgmma_wait<2>();", ring),
+    Mutant("the last slot is not released", LOOP, "if (thread == 0) ring.release(last);\n}", "}", ring),
+    Mutant("the last slot is released twice", LOOP, "if (t > 0 && thread == 0)", "if (thread == 0)", ring),
+    Mutant("the same slot is released again", LOOP, "last = place.slot;\n    place.advance();", "place.advance();", ring),
+    Mutant("barriers lie in the staging memory", MAIN, "kBarriers = kStaging + ", "kBarriers = kStaging + 0 * ", epilogue),
+    # fences
+    Mutant("no fence after mbarrier.init", RING, "fence_mbarrier_init();", "", ring),
+    Mutant("no barrier after mbarrier.init", MAIN, "sync_cluster<Config::kCluster>();", "", ring),
+    Mutant("no wgmma.fence", LOOP, "wgmma_fence();", "", ring),
+    Mutant("no wgmma.commit_group", LOOP, "wgmma_commit();", "", ring),
+    Mutant("no wait at a segment's end", LOOP, "wgmma_wait<0>();", "", ring),
+    Mutant("no proxy fence before the store", PUT, "fence_proxy_async();", "", epilogue),
+    Mutant("proxy fence after the barrier, by another thread", PUT, "fence_proxy_async();\n      barrier();",
+           "barrier();\n      if (thread == 1) fence_proxy_async();", epilogue),
+    # descriptors
+    Mutant("stride of the descriptor", TILE, "kStride = kGroup / 16", "kStride = kGroup / 32", ring),
+    Mutant("no swizzle in the descriptor", TILE, "kStride << 32 | 1ull << 62", "kStride << 32", ring),
+    Mutant("64-byte swizzle in the descriptor", TILE, "1ull << 62", "2ull << 62", ring),
+    Mutant("leading offset of an MN-major tile", TILE, "kBox / 16;", "kBox / 32;", other_majors),
+    Mutant("address not in units of 16 bytes", TILE, "(smem & 0x3FFFF) >> 4 |", "(smem & 0x3FFF) |", ring),
+    Mutant("step along K of a K-major tile", TILE, "? 32 :", "? 64 :", ring),
+    Mutant("step along K of an MN-major tile", TILE, ": 16 * kRow)", ": 8 * kRow)", other_majors),
+    Mutant("transpose bit of both tiles dropped", TILE, "kTrans = kMajor == Major::MN", "kTrans = false", other_majors),
+    Mutant("boxes of an MN-major tile overlap", TILE, "smem + i * kBox +", "smem + i * kBox / 2 +", other_majors),
+    Mutant("second box is the first", TILE, "mn + 64 * i,", "mn,", other_majors),
+    Mutant("both consumers read the same rows of A", LOOP, "consumer * kBox", "0 * kBox", two_consumers),
+    # sums
+    Mutant("a segment's first step accumulates", LOOP, "step > 0 ? 1 : t)", "1)", ring),
+    Mutant("every k-tile starts anew", LOOP, "step > 0 ? 1 : t)", "step)", ring),
+    Mutant("a k-tile too few", MAIN, "(depth + kDepth - 1) / kDepth", "depth / kDepth", ring),
+    Mutant("total kept before it is added to", MAIN, "total.add_to(work, first, acc);",
+           "if (first) total.add_to(work, first, acc);", ring),
+    Mutant("total of the tile before", MAIN, "registers[i] = 0.0f;", "", ring),
+    Mutant("totals in one place for all threads", MAIN, "epilogue.scratch + 128 * (i - kInRegisters) + epilogue.thread",
+           "epilogue.scratch + 128 * (i - kInRegisters)", totals_in_shared_memory),
+    Mutant("totals over what TMA still reads", MAIN, "if (kBytes > 0 && first) epilogue.reclaim();", "", totals_in_shared_memory),
+    Mutant("shared totals are not added", MAIN, "if (!first) {", "if (false) {", totals_in_shared_memory),
+    Mutant("accumulate ignored", MAIN, "if (kInRegisters < kValues && epilogue.p.accumulate)", "if (false)", registers_to_memory),
+    Mutant("a sum of -0", MAIN, "sum[i] = add_rn(0.0f, sum[i]);", "", negative_zero),
+    # scheduler
+    Mutant("an item is left out", NEXT, "item += gridDim.x / Config::kCluster;", "item += gridDim.x / Config::kCluster + 1;", ring),
+    Mutant("rows of a ragged group", NEXT, "min(p.group, p.tiles_m - first_m)", "p.group", ring),
+    Mutant("segments overlap", NEXT, "min(p.k - work.k_begin, Config::kSegment) + work.k_begin", "p.k", slabs),
+    Mutant("slab of another segment", PUT, "static_cast<long long>(work.segment) * p.m", "static_cast<long long>(0) * p.m", slabs),
+    # epilogue
+    Mutant("no wait before the staging memory is used again", PUT, "if (thread == 0) bulk_wait_read<1>();", "", epilogue),
+    Mutant("wait one group too shallow", PUT, "bulk_wait_read<1>()", "bulk_wait_read<2>()", epilogue),
+    Mutant("no barrier before the staging memory is used again", PUT, "being read\n      barrier();", "being read\n", epilogue),
+    Mutant("no barrier before the store", PUT, "fence_proxy_async();\n      barrier();", "fence_proxy_async();", epilogue),
+    Mutant("stores always from one half", PUT, "buffer ^= 1;", "", epilogue),
+    Mutant("stores are not committed", PUT, "bulk_commit();", "", epilogue),
+    Mutant("the kernel ends before its stores", PUT, "bulk_wait<0>();", "", epilogue),
+    Mutant("staged without the swizzle", PUT, "((i / 4 + lane / 16) ^ (r % 8)) * 16", "(i / 4 + lane / 16) * 16", epilogue),
+    Mutant("fragments of stmatrix swapped", PUT, "lane / 16) ^", "lane / 8 % 2) ^", epilogue),
+    Mutant("a warp stores", PUT, "if (thread == 0) {\n        tma_store", "if (thread < 2) {\n        tma_store", epilogue),
+    Mutant("both consumers store the same rows", PUT, "m0 + 64 * consumer, box", "m0, box", two_consumers),
+    Mutant("both consumers use one named barrier", PUT, "named_barrier(1 + consumer, 128)",
+           "named_barrier(1, 128)", two_consumers),
+    Mutant("both consumers stage in one place", MAIN, "(warpgroup - 1) * Smem::kPerConsumer",
+           "0 * Smem::kPerConsumer", two_consumers),
+    Mutant("activation reads others' values", PUT, "scratch[128 * i + thread] = v[i];", "scratch[128 * i] = v[i];", epilogue),
+    Mutant("activation over what TMA still reads", PUT, "const {\n    reclaim();\n", "const {\n", epilogue),
+    Mutant("no barrier after the activation", PUT, "if constexpr (Config::kTmaStore) barrier();  // others'",
+           "// others'", epilogue),
+    Mutant("bias of the next column", PUT, "n0 + col() + 2 * i + e;", "n0 + col() + 2 * i + 1;", epilogue),
+    Mutant("column guard off by one", PUT, "? cols - col :", "? cols - col + 1 :", registers_to_memory),
+    Mutant("row guard off by one", PUT, "row + 8 * half < rows ?", "row + 8 * half <= rows ?", registers_to_memory),
+    Mutant("pairs at odd columns of odd rows", PUT, "(2 * sizeof(T) - 1)) == 0", "(sizeof(T) - 1)) == 0", registers_to_memory),
+    Mutant("wrong row of the lower half", PUT, "(row + 8 * half) * ld", "(row + 4 * half) * ld", registers_to_memory),
+    Mutant("pair packed the wrong way round", PTX, "cvt.rn.bf16x2.f32 %0, %1, %2", "cvt.rn.bf16x2.f32 %0, %2, %1", epilogue),
+    # few tokens
+    Mutant("bias of the token", PUT, "bias[i / 2 % 2]", "bias[i % 2]", swapped),
+    Mutant("row guard of the transposed store", PUT, "8 * (i / 2 % 2) < rows_left", "true", swapped),
+    Mutant("column guard of the transposed store", PUT, "8 * (i / 4) + e < left &&", "", swapped),
+    Mutant("slab of a transposed tile", PUT, "Config::kSwapped ? p.m : p.n", "p.n", swapped),
+    Mutant("transposed store by rows", PUT, "base) + col * ld + row)", "base) + row * ld + col)", swapped),
+    # registers
+    Mutant("setmaxnreg beyond the pool", MAIN, "kConsumerRegisters = 232", "kConsumerRegisters = 240", two_consumers),
+    Mutant("setmaxnreg without release", MAIN, "kProducerRegisters = 40", "kProducerRegisters = 168", two_consumers),
+    # clusters
+    Mutant("multicast to itself only", LOAD, "(1 << Config::kCluster) - 1", "1", cluster),
+    Mutant("multicast past the cluster", LOAD, "(1 << Config::kCluster) - 1", "7", cluster),
+    Mutant("a slot is free when one CTA says so", RING, "Config::kConsumers * Config::kCluster);", "Config::kConsumers);", cluster),
+    Mutant("releases only its own slots", RING, "rank) mbarrier_arrive_at(empty(slot), rank);",
+           "rank) mbarrier_arrive_at(empty(slot), cluster_rank());", cluster),
+    Mutant("barriers not known to the cluster", MAIN, "sync_cluster<Config::kCluster>();", "sync_cluster<1>();", cluster),
+    Mutant("no cluster barrier before the exit", MAIN, "if constexpr (Config::kCluster > 1) cluster_sync();", "", cluster),
+    Mutant("both CTAs load the same half", LOAD, "work.n0, k, scheduler.rank,", "work.n0, k, 0,", cluster),
+    Mutant("halves at one place", TILE, "copy(smem + part * kRows * kRow, k", "copy(smem, k", cluster),
+    Mutant("halves of an N-major tile at one place", TILE, "i * kBox + part * kRows * kRow", "i * kBox", cluster_of_n_major),
+    Mutant("both CTAs have the same rows of A", NEXT, "* Config::kCluster + rank)", "* Config::kCluster)", cluster),
+    Mutant("arrival released to its CTA only", PTX, "mbarrier.arrive.release.cluster.shared",
+           "mbarrier.arrive.release.cta.shared", cluster),
+    Mutant("arrival acquired in its CTA only", LOAD, "mbarrier_wait<(Config::kCluster > 1)>", "mbarrier_wait<false>", cluster),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def matrix() -> Iterator[dict[str, str]]:
+    caught: dict[str, str] = {}
+    yield caught
+    width = max((len(name) for name in caught), default=0)
+    print("\ngemm_wgmma mutants: caught by")
+    for name, how in caught.items():
+        print(f"  {name:<{width}}  {how}")
+
+
+def first_verdict(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """The verdict under the first schedule that has one."""
+    for schedule in SCHEDULES:
+        monkeypatch.setenv("GPULINEAR_EMULATOR_SCHEDULE", schedule)
+        with gl.host_backend("emulator"):
+            how = verdict(probe)
+        if how is not None:
+            return how if schedule == "lockstep" else f"{how} under {schedule}"
+    return None
+
+
+PROBES = sorted({mutant.probe for mutant in MUTANTS}, key=lambda probe: probe.__name__)
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.__name__)
+def test_the_clean_kernel_passes(probe: Probe, compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert first_verdict(probe, monkeypatch) is None
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_mutant_is_caught(
+    mutant: Mutant, compiled: None, matrix: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = tmp_path / "kernels"
+    shutil.copytree(compiler.kernels_dir(), kernels)
+    path = kernels / mutant.file
+    text = path.read_text()
+    assert text.count(mutant.old) == 1, f"{mutant.old!r} stands {text.count(mutant.old)} times in {mutant.file}"
+    path.write_text(text.replace(mutant.old, mutant.new))
+    monkeypatch.setattr(compiler, "kernels_dir", lambda: kernels)
+    how = first_verdict(mutant.probe, monkeypatch)
+    assert how is not None, "the mutant survived"
+    matrix[mutant.name] = how
