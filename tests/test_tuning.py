@@ -19,11 +19,14 @@ import pytest
 
 import gpulinear as gl
 from gpulinear import gemm, testing
-from gpulinear.config import NUMERICS_VERSION, SEGMENT, GemmConfig, candidates
+from gpulinear.builder import Builder
+from gpulinear.calls import BUILDERS
+from gpulinear.config import NUMERICS_VERSION, SEGMENT, GemmConfig
 from gpulinear.device import ARCHS, DeviceSpec
 from gpulinear.errors import TuningWarning
 from gpulinear.launch import launches
-from gpulinear.plan import Options, Plan
+from gpulinear.plan import Choice, Options, Plan
+from gpulinear.planner import as_read, considered
 from gpulinear.problem import Gemm
 from gpulinear.tuning import entry as entry_module
 from gpulinear.tuning import store, table
@@ -599,14 +602,6 @@ def test_the_file_is_one_entry_a_line() -> None:
 # ---- D4: a table never changes a bit -----------------------------------------------------------
 
 
-def problem_of(op: str, *arrays: Any, **kwargs: Any) -> Gemm:
-    from gpulinear.calls import BUILDERS
-
-    (problem,) = BUILDERS[op](*arrays, **kwargs).problems
-    assert isinstance(problem, Gemm)
-    return problem
-
-
 def entry_for(problem: Gemm, family: str, tile: str, splits: int) -> Entry:
     """An entry that serves a problem, made with the fields of the planner's own key."""
     op, layout, dtype, out_dtype, precision, vec_a, vec_b = table.key_of(problem)[:7]
@@ -615,31 +610,42 @@ def entry_for(problem: Gemm, family: str, tile: str, splits: int) -> Entry:
     return replace(made, family=family, tile=tile, splits=splits)
 
 
+def operand_shapes(op: str, depth: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Of the first and the second argument of a small product whose K is ``depth``."""
+    return {
+        "linear": ((5, depth), (24, depth)),
+        "dgrad": ((5, depth), (depth, 24)),
+        "wgrad": ((depth, 8), (depth, 24)),
+    }[op]
+
+
+def variants(op: str, *arrays: Any) -> tuple[Gemm, list[Choice]]:
+    """A call's product as its kernel reads it, and what the planner may choose from."""
+    (problem,) = BUILDERS[op](*arrays).problems
+    assert isinstance(problem, Gemm)
+    builder = Builder(SPEC, Options(tuned=False))
+    ready = as_read(builder, problem)
+    return ready, [choice for choice in considered(builder, ready) if choice.refused is None]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("op", ["linear", "dgrad", "wgrad"])
 def test_no_legal_entry_changes_a_bit(op: str, dtype: str, compiled: None) -> None:
-    """Random legal variants and splits, K of several segments, against the bits without a table."""
-    depth = 3 * S + 5
-    shapes = {
-        "linear": ((9, depth), (36, depth)),
-        "dgrad": ((9, depth), (depth, 36)),
-        "wgrad": ((depth, 9), (depth, 36)),
-    }[op]
-    first, second = (testing.normal(shape, dtype, seed) for seed, shape in enumerate(shapes))
-    function = getattr(gl, op)
-    problem = problem_of(op, first, second)
-    legal = [config for config, refused in candidates(problem, SPEC) if refused is None]
+    """Random legal variants and splits, K of three segments, against the bits without a table."""
+    _, choices = variants(op, *[gl.ShapeDtype(shape, dtype) for shape in operand_shapes(op, 64)])
+    depth = 2 * choices[0].config.segment + 8
+    first, second = (testing.normal(shape, dtype, seed) for seed, shape in enumerate(operand_shapes(op, depth)))
+    problem, choices = variants(op, first, second)
     rng = np.random.default_rng(sum(map(ord, op + dtype)))
     with gl.host_backend("emulator", arch=ARCH):
         with gemm.planning(Options(tuned=False)):
-            want = function(first, second)
-        for _ in range(3):
-            config, splits = legal[rng.integers(len(legal))], int(rng.integers(1, 6))
-            put(entry_for(problem, config.family, config.tile, splits))
+            want = getattr(gl, op)(first, second)
+        for choice in rng.choice(np.array(choices, object), 3, replace=False):
+            put(entry_for(problem, choice.config.family, choice.config.tile, choice.splits))
             with launches() as counted:
-                got = function(first, second)
-            assert f"{config.family} {config.tile}" in counted
-            assert tuned(gl.explain(op, first, second, arch=ARCH))
+                got = getattr(gl, op)(first, second)
+            assert f"{choice.config.family} {choice.config.tile}" in counted
+            assert taken(gl.explain(op, first, second, arch=ARCH)) == (choice.config.tile, choice.splits)
             testing.assert_same_bits(got, want)
 
 
