@@ -113,14 +113,11 @@ def compare(name: str, before: Entry, after: Entry) -> list[Change]:
 def verdict(snapshot: Snapshot, rows: Iterable[Row]) -> str:
     """What got worse, what else changed, and what to do about it; empty where nothing did.
 
-    Kernels of the snapshot that are not among ``rows`` are the caller's business.
+    Every row must be of a kernel that the snapshot knows (``strangers``).
     """
     worse: list[str] = []
     other: list[str] = []
     for row in rows:
-        if row.name not in snapshot.kernels:
-            other.append(f"{row.name}: new")
-            continue
         changes = compare(row.name, snapshot.kernels[row.name], entry(row))
         bad = any(change.worse for change in changes)
         (worse if bad else other).extend(map(str, changes))
@@ -129,17 +126,17 @@ def verdict(snapshot: Snapshot, rows: Iterable[Row]) -> str:
         lines += ["worse than the committed snapshot:", *(f"  {line}" for line in worse)]
         lines.append(f"If this is the price of something better, say so in the commit and run {FRESH}.")
     if other:
-        lines += ["not in the committed snapshot:", *(f"  {line}" for line in other)]
-        lines.append(f"Nothing got worse here: run {FRESH} and commit the file.")
+        lines += ["better than the committed snapshot, or only different:", *(f"  {line}" for line in other)]
+        lines.append(f"Run {FRESH} and commit the file.")
     return "\n".join(lines)
 
 
-def vanished(snapshot: Snapshot, names: Iterable[str]) -> str:
-    """The kernels of the snapshot that are no longer among ``names``, and what to do; empty where all are."""
-    gone = sorted(set(snapshot.kernels) - set(names))
-    if not gone:
-        return ""
-    return "\n".join([*(f"{name}: gone" for name in gone), f"If that is meant, run {FRESH} and commit the file."])
+def strangers(snapshot: Snapshot, names: Iterable[str]) -> str:
+    """The kernels that are only in the snapshot, or only among ``names``, and what to do; empty where there are none."""
+    there = set(names)
+    lines = [f"{name}: new" for name in sorted(there - set(snapshot.kernels))]
+    lines += [f"{name}: gone" for name in sorted(set(snapshot.kernels) - there)]
+    return "\n".join([*lines, f"If that is meant, run {FRESH} and commit the file."]) if lines else ""
 
 
 def load(path: Path = PATH) -> Snapshot:

@@ -23,31 +23,27 @@ from gpulinear.measure.variants import Variant, variants
 
 from . import snapshot
 
-# Every tile is kept for these; for the others the first tile of each family and layout, float32 only.
+# Every tile is kept for these, and the small kernels; for the others the first tile of each kind, float32 only.
 FULL = ("sm_80", "sm_90a")
 
 
-def is_first(variant: Variant, seen: set[tuple[object, ...]]) -> bool:
-    """Whether a variant is the first of its family, layout, dtype and precision on its arch; ``seen`` remembers."""
-    key = (variant.arch, variant.config.family, variant.layout, variant.call.dtype, variant.precision)
-    new = key not in seen
-    seen.add(key)
-    return new
-
-
-def kept() -> list[tuple[Variant, bool]]:
-    """The kernels of the snapshot, and whether each is the first of its kind (``is_first``).
+def kept(arch: str) -> list[tuple[Variant, bool]]:
+    """The kernels of the snapshot for ``arch``, and whether each is the first of its family, layout, dtype and precision.
 
     Of bfloat16 the first tile only: it differs from float16 in how values are converted.
     """
     chosen = []
     seen: set[tuple[object, ...]] = set()
-    for arch in ARCHS:
-        for variant in variants(arch):
-            first = is_first(variant, seen)
-            every_tile = arch in FULL and variant.call.dtype != "bfloat16"
-            if every_tile or (first and (arch in FULL or variant.call.dtype == "float32")):
-                chosen.append((variant, first))
+    for variant in variants(arch):
+        kind = (variant.config.family, variant.layout, variant.call.dtype, variant.precision)
+        first = kind not in seen
+        seen.add(kind)
+        if arch in FULL:
+            keep = first or variant.call.dtype != "bfloat16"
+        else:
+            keep = first and variant.layout != "" and variant.call.dtype == "float32"
+        if keep:
+            chosen.append((variant, first))
     return chosen
 
 
@@ -75,7 +71,7 @@ def main(
 ) -> None:
     """Print, keep or compare what is known of each kernel without a GPU."""
     if write or check:
-        chosen = [variant for variant, _ in kept()]
+        chosen = [variant for one in ARCHS for variant, _ in kept(one)]
         rows = _examine(chosen)
         _fail(f"{row.name}: {defect}" for row in rows for defect in row.defects)
         if write:
@@ -87,7 +83,8 @@ def main(
             _fail(
                 [f"the snapshot is NVRTC {known.nvrtc}'s, here is {rows[0].compiler}: no defect, figures not compared"]
             )
-        _fail([snapshot.verdict(known, rows), snapshot.vanished(known, (row.name for row in rows))])
+        _fail([snapshot.strangers(known, (row.name for row in rows))])
+        _fail([snapshot.verdict(known, rows)])
         return
     rows = _examine([variant for one in arch or [DEFAULT_ARCH] for variant in variants(one, family, views=(view,))])
     if as_json:
