@@ -59,6 +59,18 @@ def _fail(problems: Iterable[str]) -> None:
         raise typer.Exit(1)
 
 
+def _check(rows: list[Row]) -> None:
+    known = snapshot.load(snapshot.PATH)
+    if rows[0].compiler != known.nvrtc:
+        sys.stdout.write(
+            f"no kernel has a defect; figures are not compared: the snapshot is NVRTC {known.nvrtc}'s, here is "
+            f"{rows[0].compiler}\n"
+        )
+        return
+    _fail([snapshot.strangers(known, [row.name for row in rows])])
+    _fail([snapshot.verdict(known, rows)])
+
+
 def main(
     arch: Annotated[list[str] | None, typer.Option(help="Whose kernels to print; may be repeated.")] = None,
     family: Annotated[list[str] | None, typer.Option(help="Only this kernel family; may be repeated.")] = None,
@@ -71,20 +83,13 @@ def main(
 ) -> None:
     """Print, keep or compare what is known of each kernel without a GPU."""
     if write or check:
-        chosen = [variant for one in ARCHS for variant, _ in kept(one)]
-        rows = _examine(chosen)
+        rows = _examine([variant for one in ARCHS for variant, _ in kept(one)])
         _fail(f"{row.name}: {defect}" for row in rows for defect in row.defects)
         if write:
             _fail(f"{row.name}: {note}" for row in rows for note in row.notes)
-            snapshot.save(rows)
-            return
-        known = snapshot.load()
-        if rows and rows[0].compiler != known.nvrtc:
-            _fail(
-                [f"the snapshot is NVRTC {known.nvrtc}'s, here is {rows[0].compiler}: no defect, figures not compared"]
-            )
-        _fail([snapshot.strangers(known, (row.name for row in rows))])
-        _fail([snapshot.verdict(known, rows)])
+            snapshot.save(rows, snapshot.PATH)
+        else:
+            _check(rows)
         return
     rows = _examine([variant for one in arch or [DEFAULT_ARCH] for variant in variants(one, family, views=(view,))])
     if as_json:
