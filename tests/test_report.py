@@ -490,7 +490,7 @@ def test_what_is_committed_is_what_the_rows_say(capsys: pytest.CaptureFixture[st
         ([row(host_us=1.0)], {"squares", "host"}),
         ([row(), ceiling("copy", 9.0, "GB/s")], {"squares", "roofline"}),
         ([row("torch", 20)], set()),
-        ([row(case=replace(CASE, tokens=1, out_features=2, group="tiny"))], set()),
+        ([row(case=replace(CASE, tokens=1, out_features=2, group="tiny")), ceiling("copy", 9.0, "GB/s")], set()),
         (everything(), {"ratio", "squares", "roofline", "share", "host"}),
     ],
 )  # fmt: skip

@@ -118,10 +118,6 @@ class Recorder:
         self._file.close()
 
 
-def _not_finite(text: str) -> float:
-    raise ValueError(f"{text} is no JSON number")
-
-
 def read(path: Path) -> list[Row]:
     """The rows of a file.
 
@@ -133,7 +129,7 @@ def read(path: Path) -> list[Row]:
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            data = json.loads(line.decode(), parse_constant=_not_finite)
+            data = json.loads(line.decode())
             validate(data)
         except (ValueError, RecursionError) as error:  # RecordError, UnicodeDecodeError and JSONDecodeError among them
             raise RecordError(f"{path}:{number}: {error}") from error
