@@ -56,8 +56,6 @@ def ceilings(
     for name, part in (("copy", _copy), ("launch", _launch)):
         try:
             yield from part(device, rules)
-        except DeviceLost:
-            raise
         except Exception as error:
             if is_lost(device):
                 raise DeviceLost(f"the device stopped answering while the ceiling {name} was measured") from error

@@ -221,11 +221,9 @@ class _Stopwatch:
             raise _Failed(name, error) from error
 
     def _drop(self, name: str, error: Exception) -> None:
-        """Go on without a provider; DeviceLost where there is no going on."""
+        """Go on without a provider."""
         self.outcome.errors[name] = error
         del self.calls[name]
-        if is_lost(self.device):
-            raise DeviceLost(f"the device stopped answering after {name} failed: {error}") from error
 
     def _batch(self, rounds: int) -> list[tuple[str, float]]:
         """(provider, microseconds) of `rounds` rounds, of the providers that did not fail; empty if none is left."""

@@ -34,6 +34,7 @@ class FakeDevice:
     free: float = 0.0  # when the stream will be free
     operations: int = 0
     pending: list[float] = field(default_factory=list)  # when each operation on the stream will be done
+    effects: list[Callable[[], None]] = field(default_factory=list)  # of what is enqueued; seen after a wait
     spins: list[float] = field(default_factory=list)
     log: list[tuple[Any, ...]] = field(default_factory=list)  # what was enqueued, in order
     capturing: list[tuple[float, Callable[[], None] | None]] | None = None
@@ -56,7 +57,7 @@ class FakeDevice:
             self.capturing.append((device_us, effect))
             return
         if effect is not None:
-            effect()
+            self.effects.append(effect)
         self._enqueue(device_us)
 
     def _enqueue(self, device_us: float) -> None:
@@ -85,6 +86,8 @@ class FakeDevice:
         self._operation()
         self.log.append(("synchronize",))
         self.host = max(self.host, self.free) + 1.0
+        while self.effects:
+            self.effects.pop(0)()
 
     def spin(self, microseconds: float) -> Any:
         self.spins.append(microseconds)

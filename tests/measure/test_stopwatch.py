@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -198,6 +199,19 @@ def test_it_stops_when_the_medians_are_settled() -> None:
     assert device.now() < RULES.budget_s
 
 
+def test_all_medians_must_be_settled_not_one() -> None:
+    device = FakeDevice()
+    noise = np.random.default_rng(1)
+    steady, noisy = FakeCall(device, "steady", device_us=1000.0), FakeCall(device, "noisy")
+
+    def uneven(index: int) -> None:
+        noisy.device_us = float(noise.uniform(500, 1500))
+        noisy(index)
+
+    found = measure({"steady": steady, "noisy": uneven}, 1, device, RULES)
+    assert device.now() >= RULES.budget_s and found.timings["steady"].samples > 100
+
+
 def test_it_stops_when_the_budget_is_spent() -> None:
     device = FakeDevice()
     call = FakeCall(device, "a")
@@ -305,6 +319,42 @@ def test_a_graph_that_raises_when_replayed_drops_its_provider() -> None:
     assert not found.timings and str(found.errors["a"]) == "cannot be replayed"
 
 
+def test_a_check_of_a_graph_that_raises_drops_its_provider() -> None:
+    device = FakeDevice()
+
+    def replays(name: str, replay: object) -> bool:
+        if name == "b":
+            raise ValueError("the check fails")
+        return True
+
+    found = measure({name: FakeCall(device, name) for name in "abc"}, 1, device, RULES, replays)
+    assert set(found.timings) == {"a", "c"} and str(found.errors["b"]) == "the check fails"
+    assert found.timings["c"].graph_us == pytest.approx(10.0)
+
+
+def test_a_replay_that_is_enqueued_too_late_is_not_counted() -> None:
+    class Slow(FakeDevice):
+        replays = 0
+
+        def capture(self, enqueue: Callable[[], None]) -> Callable[[], None] | None:
+            replay = super().capture(enqueue)
+            assert replay is not None
+
+            def slow() -> None:
+                self.replays += 1
+                self.host += 5000.0 if self.replays < 4 else 0.0
+                replay()
+
+            return slow
+
+    device = Slow()
+    found = run(device, FakeCall(device, "a"))
+    assert found.timings["a"].graph_us == pytest.approx(10.0)
+    device = Slow()
+    device.replays = -100
+    assert run(device, FakeCall(device, "a")).timings["a"].graph_us is None
+
+
 # ---- failures ----
 
 
@@ -367,6 +417,8 @@ def test_settled_means_a_narrow_interval_of_the_median() -> None:
     spread = list(np.linspace(0.9, 1.1, 101))
     # 101 samples: the order statistics 40 and 62, which are 0.978 and 1.022.
     assert not is_settled(spread, 0.043) and is_settled(spread, 0.045)
+    long = [1000.0 * us for us in spread]  # the width is relative
+    assert not is_settled(long, 0.043) and is_settled(long, 0.045)
     assert is_settled([1.0] * 80 + [9.0] * 20, 0.001)  # outliers do not matter to a median
 
 
