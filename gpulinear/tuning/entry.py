@@ -31,6 +31,7 @@ class TableError(ValueError):
 class Entry:
     """The fastest variant that was measured for one GEMM, and where that is known from.
 
+    It speaks of the GEMM as its kernel reads it: ``dtype`` is that of the planes where a precision has planes.
     ``layout`` names the majors of A and B as BLAS does ("NT": A along K, B along K), ``vec_a`` and ``vec_b`` the bytes
     that one load of them may take (16, or one element), ``splits`` the parts of K. ``measured_us`` is a median on
     ``gpu`` with ``sms`` SMs; ``predicted_us`` is what the cost model of that commit said.

@@ -359,9 +359,21 @@ def test_a_device_that_disappears_in_the_check_of_bits_is_lost() -> None:
 
 
 @pytest.mark.parametrize("op", ["linear", "dgrad", "wgrad"])
-@pytest.mark.parametrize("sizes", [(48, 40, 4096), (47, 39, 4097), (1, 64, 4096)])
-def test_an_entry_makes_the_planner_take_the_winner(op: str, sizes: tuple[int, int, int]) -> None:
-    case = Case(op, "float32", *sizes)
+@pytest.mark.parametrize(
+    ("sizes", "precision"),
+    [
+        ((48, 40, 4096), None),
+        ((47, 39, 4097), None),
+        ((1, 64, 4096), None),
+        ((47, 39, 4097), "bf16x6"),
+    ],
+    ids=str,
+)
+def test_an_entry_makes_the_planner_take_the_winner(
+    op: str, sizes: tuple[int, int, int], precision: str | None
+) -> None:
+    """Whatever is done to the operands before: planes of a precision are found by the same key as they were tuned."""
+    case = Case(op, "float32", *sizes, precision)
     listed = candidates_of(case, SPEC)
     place = min(3, len(listed) - 1)
     entry = entry_of(Lab(times={place: 1.0}).result(case), SPEC, PROVENANCE)
@@ -383,7 +395,8 @@ def test_an_entry_makes_the_planner_take_the_winner(op: str, sizes: tuple[int, i
 
 def explained(case: Case) -> Any:
     inputs, _ = names_of(case)
-    return gl.explain(case.op, *[gl.ShapeDtype(shape_of(case, name), case.dtype) for name in inputs], arch="sm_90a")
+    arrays = [gl.ShapeDtype(shape_of(case, name), case.dtype) for name in inputs]
+    return gl.explain(case.op, *arrays, arch="sm_90a", precision=case.precision)
 
 
 def test_an_output_of_another_dtype_is_an_entry_of_its_own() -> None:
