@@ -182,12 +182,15 @@ def _without_gpu(why: str, arch: str, families: list[str], dtypes: list[str], li
     from itertools import islice
 
     from .config import FAMILIES
-    from .measure.static import examine_all
+    from .measure.static import WORK, examine_all
     from .measure.static_table import show, to_json
     from .measure.variants import variants
     from .problem import ITEMSIZE
 
     families = list(FAMILIES) if "all" in families else families
+    unknown = [name for name in families if name not in WORK]
+    if unknown:
+        raise ArgumentError(f"families are {', '.join(WORK)}; unknown: {', '.join(unknown)}")
     kinds = tuple(dict.fromkeys(name if name in ITEMSIZE else "float32" for name in dtypes)) or tuple(ITEMSIZE)
     chosen = list(islice(variants(arch, families or None, kinds), limit))
     if not as_json:

@@ -144,7 +144,13 @@ def test_tiers_grow_and_bound_their_cases() -> None:
     quick, main, full = (cases.select(tier) for tier in ("quick", "main", "full"))
     assert len(quick) < len(main) < len(full) == len(cases.universe())
     assert set(quick) <= set(main) <= set(full)
-    assert max(case.flops for case in quick) <= cases.TIERS["quick"][1]
+    for tier in ("quick", "main"):
+        squares = cases.select(tier, groups=["square"])
+        assert (
+            max(case.flops for case in squares)
+            <= cases.TIERS[tier][1]
+            < cases.select("full", match="16384x16384x16384")[0].flops
+        )
 
 
 def test_filters() -> None:

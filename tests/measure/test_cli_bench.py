@@ -308,6 +308,12 @@ def test_without_a_gpu_it_prints_what_is_known_and_no_time(run: Run, monkeypatch
     assert code == 0 and found["measured"] is False and len(found["kernels"]) == 2
 
 
+def test_an_unknown_family_is_bad_usage_without_a_gpu_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_bench, "why_no_gpu", lambda: "CuPy is not installed")
+    code, text = run("--families", "gemm_magic")
+    assert code == 2 and "gemm_simt" in text
+
+
 def test_where_nothing_is_known_either_it_is_exit_code_3(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(*_: Any) -> Any:
         raise BackendError("NVRTC is not installed")
