@@ -21,7 +21,7 @@ import numpy as np
 
 from ..config import SEGMENT
 from ..reference import activate
-from ..testing import REPRESENTATION, Summation, fma, gauge_bound, tensor_core
+from ..testing import REPRESENTATION, Summation, fma, gauge_bound, magnitude, tensor_core
 from .case import Case
 from .operands import OperandSet
 from .outputs import Outputs
@@ -99,7 +99,9 @@ class Gauge:
                 # Python's max() and some maxima on devices let a NaN pass.
                 units = max(units, float(xp.where(ratio >= 0.0, ratio, np.inf).max()))
         if not math.isfinite(units):
-            return Verdict(None, "an element differs where the bound is zero, or is finite where the exact result is not")
+            return Verdict(
+                None, "an element differs where the bound is zero, or is finite where the exact result is not"
+            )
         return Verdict(units, None if units <= 1.0 else f"the error is {units:.4g} times the a-priori bound")
 
     def _expected(self, name: str) -> Iterator[tuple[slice, slice, Any, Any]]:
@@ -121,11 +123,12 @@ class Gauge:
             self._known[name] = known
 
     def _block(self, name: str, rows: slice, columns: slice) -> tuple[Any, Any]:
-        xp, starts = self.outputs.xp, self.outputs.starts
-        a = self.factors[name][0][rows].astype(np.float64)
-        b = self.factors[name][1][:, columns].astype(np.float64)
+        starts = self.outputs.starts
+        left, right = self.factors[name]
+        a, b = left[rows].astype(np.float64), right[:, columns].astype(np.float64)
         z = a @ b
-        gauge = xp.abs(a) @ xp.abs(b)
+        sizes = [magnitude(x, left.dtype, self.how, self.representation) for x in (a, b)]
+        gauge = sizes[0] @ sizes[1]
         if self.bias is not None:
             z = z + self.bias[columns].astype(np.float64)
         d = activate(z, self.case.activation)

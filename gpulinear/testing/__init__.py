@@ -13,6 +13,7 @@ from .bounds import (
     fma,
     gauge_bound,
     gemm_bound,
+    magnitude,
     operand_error,
     tensor_core,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "gauge_bound",
     "gemm_bound",
     "integers",
+    "magnitude",
     "normal",
     "operand_error",
     "poisoned",

@@ -151,6 +151,18 @@ def operand_error(x: Array, precision: str | None) -> Float64:
     return np.where((size <= half) & (size > 0.0) & (precision != "tf32"), 4.0 * half, cut)
 
 
+def magnitude(x: Float64, dtype: DTypeLike, how: Summation, representation: float = 0.0) -> Float64:
+    """|x| as it counts in the gauge |A|·|B|: a subnormal number of a tensor core's `dtype` as the smallest normal one.
+
+    With `representation`, `x` stands for all of its planes, and each of them counts.
+    """
+    size: Float64 = np.abs(x)
+    if how.step_units <= 1.0:
+        return size
+    least = (2.0**-14 if np.dtype(dtype) == np.float16 else 2.0**-126) * (_MOST_PLANES if representation else 1)
+    return np.where(size > 0.0, size + least, size)
+
+
 @np.errstate(all="ignore")
 def gemm_bound(
     a: Array,
@@ -180,12 +192,9 @@ def gemm_bound(
     k = a.shape[1]
     d, z = gemm(a, b, bias=bias, activation=activation, precision=precision, accumulate_into=accumulate_into)
     pairs = products(a, b, precision)
-    # What a subnormal operand counts as in a tensor core; with `representation`, each of its planes.
-    least = 0.0 if how.step_units <= 1.0 else 2.0**-14 if a.dtype == np.float16 else 2.0**-126
-    least *= _MOST_PLANES if representation else 1
     gauge = np.zeros_like(d)
     for a_part, b_part in pairs:
-        gauge += _lifted(a_part, least) @ _lifted(b_part, least)
+        gauge += magnitude(a_part, a.dtype, how, representation) @ magnitude(b_part, b.dtype, how, representation)
     operand_errors: list[Float64] = []
     if a_error is not None:
         operand_errors.append(a_error @ np.abs(b.astype(np.float64)))
@@ -227,7 +236,7 @@ def gauge_bound(
     operand_error: Float64 | None = None,
     representation: float = 0.0,
 ) -> Float64:
-    """`gemm_bound` for any part of D whose |A|·|B| (`gauge`), Z and D are known in float64, same shape.
+    """`gemm_bound` for any part of D whose |A|·|B| (`gauge`, of `magnitude`), Z and D are known in float64.
 
     Everything is element by element and goes through NumPy's dispatch, so CuPy arrays stay on their
     device. `k`: depth of the product. `pairs`: products of planes that `gauge` adds up.
@@ -309,12 +318,6 @@ def _activation_terms(z: Array, activation: str) -> tuple[Float64, Float64, Floa
         return factor, np.abs(rest), np.zeros_like(factor)
     w = 2.0 * tanh_argument(z.astype(np.float64))[0]
     return factor, np.abs(rest), 5.0 * np.abs(w)
-
-
-def _lifted(x: Float64, least: float) -> Float64:
-    """At least |x|, and at least `least` where x is not zero."""
-    size: Float64 = np.abs(x)
-    return np.where(size > 0.0, size + least, size) if least else size
 
 
 def _gamma(unit: float, units: float) -> float:
