@@ -268,7 +268,9 @@ def tune(
     tier: Annotated[str | None, typer.Option(help="The bench's cases: quick (default), main or full.")] = None,
     budget: Annotated[float, typer.Option(min=0, help="Seconds; no case begins after them.")] = 120.0,
     ship: Annotated[bool, typer.Option("--ship", help="Write the package's table, not your own.")] = False,
-    results: Annotated[Path | None, typer.Option(help="Append rows of the cost model's regret below here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Append rows of the cost model's regret below this directory.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be measured; needs no GPU.")] = False,
     arch: Annotated[str, typer.Option(help="Of a dry run.")] = "sm_90a",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
@@ -284,7 +286,7 @@ def tune(
     path = shipped_path(bench.spec.arch) if ship else user_path(bench.spec.arch)
     if path is None:
         raise BackendError("there is no cache directory to keep a table in; set GPULINEAR_CACHE to one of your own")
-    report = run(cases, bench, budget, path, results, quiet=as_json)
+    report = run(cases, bench, budget, path, out, quiet=as_json)
     if as_json:
         _print_json(_report_json(report, bench, path))
     else:

@@ -527,7 +527,7 @@ def test_the_winners_go_to_the_users_table_and_the_rows_to_the_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = Lab(times={0: 60.0, 2: 40.0})
-    found = command(*SHAPE, "--results", str(tmp_path / "results"), lab=lab, monkeypatch=monkeypatch)
+    found = command(*SHAPE, "--out", str(tmp_path / "results"), lab=lab, monkeypatch=monkeypatch)
     assert found.exit_code == 0, found.output
     assert "median 50.0 %" in found.output and "3 entries written" in found.output
     path = table.user_path("sm_90a")
