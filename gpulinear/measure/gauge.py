@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import SEGMENT
+from ..config import PROMOTE, SEGMENT
 from ..reference import activate
 from ..testing import REPRESENTATION, Summation, fma, gauge_bound, magnitude, tensor_core
 from .case import Case
@@ -61,12 +61,14 @@ def summation(case: Case, arch: str) -> tuple[Summation, float]:
 
     16-bit operands may go through tensor cores or through FMA chains; the order is the one with the larger error.
     """
+    segment = max(SEGMENT["gemm_mma"], SEGMENT["gemm_wgmma"])
     if case.dtype in ("float16", "bfloat16"):
-        cores = tensor_core(arch)
+        cores = tensor_core(arch, segment=segment)
         return replace(cores, step_units=max(cores.step_units, float(cores.step_k))), 0.0
     if case.precision in (None, "ieee"):
         return fma(case.dtype, SEGMENT["gemm_simt"]), 0.0
-    return tensor_core(arch, case.precision), REPRESENTATION[case.precision]
+    how = tensor_core(arch, case.precision, segment=segment, promote=PROMOTE)
+    return how, REPRESENTATION[case.precision]
 
 
 class Gauge:
