@@ -48,7 +48,7 @@ _RASTER_GROUP = 8  # tiles of M that share a strip of B in the L2
 def as_read(builder: Builder, gemm: Gemm) -> Gemm:
     """The GEMM on operands that its family's kernels can read: as they lie, in planes, or copied where they cannot be."""
     if gemm.precision in SPLITS:
-        a, b = (split(builder, operand, gemm.precision) for operand in (gemm.a, gemm.b))
+        a, b = split(builder, gemm.a, gemm.precision), split(builder, gemm.b.T, gemm.precision).T
     elif (builder.options.family or family_of(gemm, builder.spec)) == GemmWgmmaConfig.family:
         a, b = addressable(builder, gemm.a), addressable(builder, gemm.b)
     else:

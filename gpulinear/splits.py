@@ -14,19 +14,18 @@ _SECTOR = 32
 
 
 def split(builder: Builder, operand: Matrix, precision: str) -> Matrix:
-    """The planes of an operand, one matrix after the other in the workspace, as the first of them.
+    """The planes of an operand (mn, k), one matrix after the other in the workspace, as the first of them.
 
-    They keep the operand's major and are dense up to the pitch: 32-byte rows, the next plane ``rows * pitch`` elements
-    on. Both gradients of a layer read dy: the same planes serve both.
+    They keep the operand's major (K, where it has none or both) and are dense up to the pitch: rows of whole sectors, the
+    next plane ``rows * pitch`` elements on. Both gradients of a layer read dy: the same planes serve both.
     """
-    # A single row of many columns is contiguous both ways: its long side becomes the row of a plane.
-    along_rows = (operand.col_stride == 1 and operand.cols > 1) or not operand.col_major
-    source = replace(operand if along_rows else operand.T, transposed=False)
+    along_k = operand.row_stride != 1 or operand.col_stride == 1 or operand.rows <= 1 or operand.cols <= 1
+    source = replace(operand if along_k else operand.T, transposed=False)
     key = (precision, source)
     if key not in builder.splits:
         builder.splits[key] = _split(builder, readable(builder, source, need_unit_stride=False), precision)
     planes = builder.splits[key]
-    return planes if along_rows else planes.T
+    return planes if along_k else planes.T
 
 
 def _split(builder: Builder, source: Matrix, precision: str) -> Matrix:
