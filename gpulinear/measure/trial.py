@@ -91,7 +91,12 @@ def _is_able(result: Result, case: Case) -> bool:
 
 def _run(trial: Trial, able: list[Result], device: Device, rules: Rules) -> None:
     case = trial.case
-    sets = operand_sets(case, device.xp, device.l2_bytes, device.free_bytes())
+    try:
+        sets = operand_sets(case, device.xp, device.l2_bytes, device.free_bytes())
+    except MemoryError as error:  # no failure of a provider: this device holds the case for nobody
+        for result in able:
+            result.status, result.reason = "unavailable", str(error)
+        return
     trial.sets = len(sets)
     bench = _Bench(case, sets, device)
     entries: dict[str, _Entry] = {}
