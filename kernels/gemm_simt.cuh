@@ -110,7 +110,13 @@ __device__ __forceinline__ void finish_segment(const GemmParams& p, const BlockW
                                                int segments, Acc* staged, int lane_m, int lane_n,
                                                Acc (&acc)[Config::kThreadM][Config::kThreadN]) {
   constexpr int kRows = TileA::kLanes, kPitch = Config::kBlockN + kStagePad;
-  constexpr int kThreads = gemm_simt_threads<Config>();
+  constexpr int kThreads = gemm_simt_threads<Config>(), kBN = Config::kBlockN;
+  // A thread stores one column of every kRowStep-th staged row. What is added to its outputs is loaded for kAhead
+  // of them at a time, so that the latencies overlap.
+  constexpr int kRowStep = kThreads / kBN, kAhead = Config::kThreadM * Config::kThreadN >= 64 ? 2 : 4;
+  static_assert(kThreads % kBN == 0 && kRows % (kAhead * kRowStep) == 0,
+                "threads share the staged rows evenly");
+  const int col = work.n0 + threadIdx.x % kBN;
   auto* totals = static_cast<Acc*>(p.total);
   const long long slab = p.splits > 1 ? static_cast<long long>(segment) * p.m * p.n : 0;
 #pragma unroll
@@ -123,25 +129,37 @@ __device__ __forceinline__ void finish_segment(const GemmParams& p, const BlockW
       acc[i][j] = 0;
     }
     __syncthreads();
+    if (col < p.n) {
 #pragma unroll 1
-    for (int e = threadIdx.x; e < kRows * Config::kBlockN; e += kThreads) {
-      const int row = work.m0 + TileA::row(e / Config::kBlockN, i), col = work.n0 + e % Config::kBlockN;
-      if (row >= p.m || col >= p.n) continue;
-      Acc value = staged[e / Config::kBlockN * kPitch + e % Config::kBlockN];
-      const long long index = static_cast<long long>(row) * p.n + col;
-      if (p.splits > 1) {
-        totals[slab + index] = value;
-        continue;
-      }
-      if (segment > 0) {
-        value = add_rn(totals[index], value);
-      } else if (p.accumulate) {
-        value = add_rn(previous<Config>(p, row, col), value);
-      }
-      if (segment + 1 < segments) {
-        totals[index] = value;
-      } else {
-        finish<Config>(p, row, col, value);
+      for (int begin = threadIdx.x / kBN; begin < kRows; begin += kAhead * kRowStep) {
+        Acc before[kAhead];
+#pragma unroll
+        for (int r = 0; r < kAhead; ++r) {
+          const int row = work.m0 + TileA::row(begin + r * kRowStep, i);
+          if (row >= p.m || p.splits > 1) continue;
+          if (segment > 0) {
+            before[r] = totals[static_cast<long long>(row) * p.n + col];
+          } else if (p.accumulate) {
+            before[r] = previous<Config>(p, row, col);
+          }
+        }
+#pragma unroll
+        for (int r = 0; r < kAhead; ++r) {
+          const int row = work.m0 + TileA::row(begin + r * kRowStep, i);
+          if (row >= p.m) continue;
+          Acc value = staged[(begin + r * kRowStep) * kPitch + threadIdx.x % kBN];
+          Acc* total = totals + static_cast<long long>(row) * p.n + col;
+          if (p.splits > 1) {
+            total[slab] = value;
+            continue;
+          }
+          if (segment > 0 || p.accumulate) value = add_rn(before[r], value);
+          if (segment + 1 < segments) {
+            *total = value;
+          } else {
+            finish<Config>(p, row, col, value);
+          }
+        }
       }
     }
     __syncthreads();

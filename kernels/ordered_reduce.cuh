@@ -16,14 +16,11 @@ __device__ void ordered_reduce(const OrderedReduceParams& p) {
   if (index >= static_cast<long long>(p.m) * p.n) return;
   const int row = static_cast<int>(index / p.n), col = static_cast<int>(index % p.n);
 
-  Acc total = 0;
-  for (int segment = 0; segment < p.count; ++segment) {
-    const Acc sum = slabs[segment * p.slab_stride + index];
-    if (segment > 0) {
-      total = add_rn(total, sum);
-    } else {
-      total = p.accumulate ? add_rn(previous<Config>(p, row, col), sum) : sum;
-    }
+  Acc total = p.count > 0 ? slabs[index] : Acc(0);
+  if (p.count > 0 && p.accumulate) total = add_rn(previous<Config>(p, row, col), total);
+#pragma unroll 8  // eight loads in flight before the first addition
+  for (int segment = 1; segment < p.count; ++segment) {
+    total = add_rn(total, slabs[segment * p.slab_stride + index]);
   }
   finish<Config>(p, row, col, total);
 }

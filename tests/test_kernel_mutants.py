@@ -48,7 +48,8 @@ def ragged() -> list[tuple[Array, Array]]:
 
 def unaligned() -> list[tuple[Array, Array]]:
     x, w = ints(5, 21, dtype=BF16), ints(6, 21, dtype=BF16, seed=1)
-    return [(gl.linear(x, w), (f8(x) @ f8(w).T).astype(BF16))]
+    with gemm.planning(Options(family="gemm_simt")):
+        return [(gl.linear(x, w), (f8(x) @ f8(w).T).astype(BF16))]
 
 
 def transposed() -> list[tuple[Array, Array]]:
@@ -142,12 +143,13 @@ MUTANTS = [
     Mutant("waits for one group too few", "gemm_simt.cuh", "cp_async_wait<kStages - 2>", "cp_async_wait<kStages - 1>", ragged),
     Mutant("refills one slot too early", "gemm_simt.cuh", "next_slot = kStages - 1;", "next_slot = 0;", ragged),
     Mutant("a k-tile too many", "gemm_simt.cuh", "(k_end - k_begin + kBK - 1) / kBK", "(k_end - k_begin) / kBK", ragged),
-    Mutant("row guard off by one", "gemm_simt.cuh", "row >= p.m", "row > p.m", ragged),
-    Mutant("column guard off by one", "gemm_simt.cuh", "col >= p.n", "col > p.n", ragged),
+    Mutant("row guard off by one", "gemm_simt.cuh", "if (row >= p.m) continue;", "if (row > p.m) continue;", ragged),
+    Mutant("column guard off by one", "gemm_simt.cuh", "col < p.n", "col <= p.n", ragged),
     Mutant("accumulators not cleared", "gemm_simt.cuh", "acc[i][j] = 0;", "", segments),
     Mutant("first segment's total dropped", "gemm_simt.cuh", "if (segment > 0) {", "if (segment > 1) {", segments),
     Mutant("segments of a split one short", "gemm_simt.cuh", "first_segment + p.segments_per_split, segments",
            "first_segment + p.segments_per_split, segments - 1", segments),
+    Mutant("running total not added", "gemm_simt.cuh", "if (segment > 0 || p.accumulate) value", "if (p.accumulate) value", segments),
     Mutant("accumulate ignored", "gemm_simt.cuh", "} else if (p.accumulate) {", "} else if (false) {", accumulate),
     Mutant("k guard off by one", "common/layout.cuh", "size_k - k :", "size_k - k + 1 :", unaligned),
     Mutant("mn guard off by one", "common/layout.cuh", "mn0 + mn < size_mn :", "mn0 + mn <= size_mn :", ragged),
@@ -155,21 +157,23 @@ MUTANTS = [
     Mutant("swizzle only when written", "common/layout.cuh", "(mn / kRowsPerLine) % kChunksPerRow",
            "(mn / kRowsPerLine + k / 8) % kChunksPerRow", ragged),
     Mutant("pitch and index swapped", "common/layout.cuh", "m * ld + k : k * ld + m", "k * ld + m : m * ld + k", ragged),
-    Mutant("bias of the row", "common/epilogue.cuh", "bias[col *", "bias[row *", bias_and_activation),
+    Mutant("bias of the row", "common/epilogue.cuh", "add_bias<Config>(p, col, value)", "add_bias<Config>(p, row, value)",
+           bias_and_activation),
     Mutant("pre-activation after the activation", "common/epilogue.cuh", "row * p.ldp + col, value)",
            "row * p.ldp + col, activate(value, p.activation))", bias_and_activation),
     Mutant("product rounded", "common/types.cuh", "return __fmaf_rn(a, b, c);", "return __fadd_rn(__fmul_rn(a, b), c);", chain),
     Mutant("bfloat16 truncated", "common/types.cuh", "(bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16", "bits >> 16", rounding),
     Mutant("ties away from zero", "common/types.cuh", "0x7FFFu + ((bits >> 16) & 1u)", "0x8000u", rounding),
     Mutant("split sums in descending order", "ordered_reduce.cuh", "slabs[segment * p.slab_stride + index]",
-           "slabs[(p.count - 1 - segment) * p.slab_stride + index]", segments),
+           "slabs[(p.count - segment) * p.slab_stride + index]", segments),
     Mutant("output guard off by one", "ordered_reduce.cuh", "index >= ", "index > ", segments),
     Mutant("column chain without its barrier", "common/column_chain.cuh", "__syncthreads();", "", columns),
-    Mutant("chunk of the wrong parity", "common/column_chain.cuh", "chunk[(c - 1) % 2][r]", "chunk[c % 2][r]", columns),
+    Mutant("chunk of the wrong parity", "common/column_chain.cuh", "chunk[c % 2][r][lane]", "chunk[(c + 1) % 2][r][lane]", columns),
+    Mutant("a chunk fetched twice", "common/column_chain.cuh", "fetch(c + 1)", "fetch(c)", long_columns),
     Mutant("column sums do not accumulate", "common/column_chain.cuh", "if (accumulate) sum", "if (false) sum", columns),
     Mutant("rows of the last segment", "bias_grad.cuh", "min(Config::kSegment, p.rows - first)", "Config::kSegment", long_columns),
     Mutant("dz summed before it is rounded", "act_grad.cuh", "return to_acc<Acc>(rounded);",
-           "return mul_rn(to_acc<Acc>(dy[row * p.dy_row + col * p.dy_col]), slope) + Acc(1);", act_grad),
+           "return mul_rn(to_acc<Acc>(loaded.dy), slope) + Acc(1);", act_grad),
     Mutant("items past the end are copied", "strided_copy.cuh", "if (rest >= count) return;", "", gapped),
 ]  # fmt: skip
 

@@ -144,8 +144,8 @@ class GemmSimtConfig(GemmConfig):
         if self.thread_n == 16 and self.k_major_a and spec.compute_capability in ((8, 6), (8, 9)):
             return f"ptxas spills 8x16 thread tiles over a K-major A on {spec.arch}"
         k_major = self.k_major_a and self.k_major_b
-        if self.thread_n == 16 and k_major:
-            return "ptxas of CUDA 13.0 spills 8x16 thread tiles over two K-major operands"
+        if self.thread_n == 16 and self.k_major_b:
+            return "ptxas of CUDA 13.0 spills 8x16 thread tiles over a K-major B"
         if self.tile == "128x64x16/8x8" and k_major and min(self.vec_a, self.vec_b) < 16:
             return "ptxas of CUDA 13.0 spills 128x64 tiles over two K-major operands with element-wise loads"
         if self.thread_n == 16 and min(self.vec_a, self.vec_b) < 16:
