@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BackendError
+from .control_flow import Instruction, loops
 
 _LABEL = re.compile(r"^(\.L_\w+):")
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*)")
-_TARGET = re.compile(r"\.L_\w+")
 
 # Opcodes that count by their width, because the width is what one looks for.
 _MEMORY = ("LDS", "LDSM", "LDG", "LDGSTS", "LDL", "STS", "STG", "STL")
@@ -94,49 +94,36 @@ def disassemble(cubin: Path) -> str:
     return done.stdout
 
 
-def parse(text: str) -> tuple[list[tuple[str, str]], dict[str, int]]:
-    """(opcode, operands) in order, and at which of them each label stands.
+def parse(text: str) -> tuple[list[Instruction], dict[str, int]]:
+    """The instructions in order, and at which of them each label stands.
 
     An instruction whose predicate is never true is padding for the hardware and left out.
     """
-    instructions: list[tuple[str, str]] = []
+    code: list[Instruction] = []
     labels: dict[str, int] = {}
     for line in text.splitlines():
         label = _LABEL.match(line.strip())
         if label:
-            labels[label.group(1)] = len(instructions)
+            labels[label.group(1)] = len(code)
         match = _INSTRUCTION.search(line)
-        if match and (match.group(1) or "").strip() not in ("@!PT", "@!UPT"):
-            instructions.append((match.group(2), match.group(3)))
-    return instructions, labels
+        if match:
+            predicate, opcode, operands = match.groups()
+            if (predicate or "").strip() not in ("@!PT", "@!UPT"):
+                code.append(Instruction(opcode, operands, predicate is not None))
+    return code, labels
 
 
 def local_accesses(text: str) -> int:
     """Loads and stores of local memory in the whole kernel: spilled registers, or an array that is indexed."""
-    return sum(opcode.split(".")[0] in ("LDL", "STL") for opcode, _ in parse(text)[0])
+    return sum(one.base in ("LDL", "STL") for one in parse(text)[0])
 
 
 def hot_loop(text: str, opcode: str) -> Loop | None:
-    """The innermost loop with the most instructions of ``opcode``; None where no loop holds any.
-
-    A loop goes from a label to the branch back to it. It is innermost if no shorter loop with ``opcode`` lies inside.
-    """
-    instructions, labels = parse(text)
-    loops: list[tuple[int, int]] = []
-    for end, (name, operands) in enumerate(instructions):
-        target = _TARGET.search(operands)
-        if name.split(".")[0] == "BRA" and target and labels.get(target.group(0), end + 1) <= end:
-            loops.append((labels[target.group(0)], end + 1))
-
-    def hot(loop: tuple[int, int]) -> int:
-        return sum(name.split(".")[0] == opcode for name, _ in instructions[slice(*loop)])
-
-    inner: list[tuple[int, int]] = []
-    for start, end in sorted(loops, key=lambda loop: loop[1] - loop[0]):
-        inside = any(start <= other_start and other_end <= end for other_start, other_end in inner)
-        if hot((start, end)) and not inside:
-            inner.append((start, end))
+    """Of the loops with ``opcode`` that hold no other such loop, the one with the most of it; None where there is none."""
+    code, labels = parse(text)
+    hot = {body: sum(code[index].base == opcode for index in body) for body in loops(code, labels)}
+    inner = [body for body in hot if hot[body] and not any(hot[other] and other < body for other in hot)]
     if not inner:
         return None
-    best = max(inner, key=hot)
-    return Loop(Counter(kind(name) for name, _ in instructions[slice(*best)]))
+    best = max(inner, key=lambda body: hot[body])
+    return Loop(Counter(kind(code[index].opcode) for index in best))
