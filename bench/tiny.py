@@ -20,9 +20,9 @@ def run_all() -> int:
     """Run every case of every dtype; returns how many calls were made."""
     import cupy
 
-    count = 0
+    count, arch = 0, live_spec(0).arch
     for dtype in check.DTYPES:
-        for case in emulator_cases(dtype):
+        for case in emulator_cases(dtype, arch):
             host = case_operands(case, dtype)
             with gemm.planning(case.options):
                 results_of(case, arguments_of(case, host, cupy))

@@ -21,7 +21,7 @@ ALLOWED = {
     "params": set(),
     "reference": set(),
     "cache": set(),
-    "ledger": {"cache", "errors"},
+    "ledger": {"cache", "compile", "errors"},
     "views": {"errors", "problem"},
     "device": {"errors", "compile"},
     "tensormap": {"errors", "problem"},
