@@ -251,6 +251,8 @@ def test_limits_of_the_caller_come_before_the_table() -> None:
         assert taken(plan(LINEAR))[1] == 1 and not tuned(plan(LINEAR))
     with gemm.planning(Options(tuned=False)):
         assert not tuned(plan(LINEAR))
+    with gemm.planning(Options(tile=LINEAR.tile)):
+        assert not tuned(plan(LINEAR))  # its splits are the cost model's too
     with gemm.planning(Options(tile="64x64x16/4x4")):
         assert taken(plan(LINEAR))[0] == "64x64x16/4x4"
     with gemm.planning(Options(splits=2)):
