@@ -1,25 +1,21 @@
-"""Tuning on a fake GPU with a made-up clock: who wins, who may not, what a budget leaves, and what is written."""
+"""Tuning on a fake GPU with a made-up clock: who wins, who may not, what a budget leaves, and what is kept."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import gpulinear as gl
 from gpulinear import cli_tune, gemm, testing
-from gpulinear.cli import app
 from gpulinear.device import ARCHS, DeviceSpec
-from gpulinear.errors import ArgumentError, BackendError
+from gpulinear.errors import BackendError
 from gpulinear.measure import tuner
 from gpulinear.measure.candidates import (
     LEAST_US,
@@ -33,95 +29,17 @@ from gpulinear.measure.case import Case
 from gpulinear.measure.cases import select
 from gpulinear.measure.device import DeviceLost
 from gpulinear.measure.operands import OperandSet, dtype_of, names_of, shape_of
-from gpulinear.measure.records import read, validate
+from gpulinear.measure.records import validate
 from gpulinear.measure.regret import regret_row, summarise
-from gpulinear.measure.stopwatch import Call, Rules, Timing
+from gpulinear.measure.stopwatch import Call, Timing
 from gpulinear.measure.tuner import Result, Unmeasured, entry_of, prepare_ours, tune, tune_case
 from gpulinear.plan import Choice, Options
 from gpulinear.tuning import table
 
-from .fakes import FakeDevice, Gone
+from .fakes import Gone
+from .tuner_lab import CASE, LISTED, PROVENANCE, RULES, SPEC, Lab, bench, no_tables
 
-SPEC = DeviceSpec.preset("sm_90a")
-CASE = Case("linear", "float32", 48, 40, 4096)
-RULES = Rules(budget_s=0.2, warm_s=0.01)
-PROVENANCE: dict[str, Any] = {
-    "gpu": "a fake GPU",
-    "arch": "sm_90a",
-    "sms": SPEC.sm_count,
-    "driver": "13.0",
-    "cuda": "13.0",
-    "nvrtc": "13.0",
-    "cupy": "14.2",
-    "numpy": "2.1",
-    "python": "3.12",
-    "gpulinear": "0.1.0",
-    "commit": "0" * 40,
-    "dirty": False,
-    "time": "2026-01-02T03:04:05+00:00",
-}
-
-
-@pytest.fixture(autouse=True)
-def no_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("GPULINEAR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(table, "shipped_path", lambda arch: tmp_path / f"{arch}.json")
-    gemm.reload_tuning()
-    yield
-    gemm.reload_tuning()
-
-
-@dataclass
-class Lab:
-    """Prepares fake candidates on a fake GPU. The numbers are microseconds of its made-up clock.
-
-    times: by the candidate's place in the list, or one for all others.  spread: relative, alternating.
-    """
-
-    device: FakeDevice = field(default_factory=FakeDevice)
-    times: dict[int, float] = field(default_factory=dict)
-    usual: float = 50.0
-    spread: float = 0.0
-    wrong: set[int] = field(default_factory=set)
-    idle: set[int] = field(default_factory=set)  # write nothing
-    uncompilable: set[int] = field(default_factory=set)
-    fails_at: dict[int, int] = field(default_factory=dict)  # the number of the call that raises
-    on_call: Callable[[], None] = lambda: None
-    calls: dict[int, int] = field(default_factory=dict)
-    threads: set[int] = field(default_factory=set)
-
-    def prepare(self, case: Case, candidate: Candidate, sets: Sequence[OperandSet]) -> Call:
-        place = candidates_of(case, SPEC).index(candidate)
-        self.threads.add(threading.get_ident())
-        if place in self.uncompilable:
-            raise gl.CompileError("it does not compile")
-
-        def call(index: int) -> None:
-            self.on_call()
-            count = self.calls[place] = self.calls.get(place, 0) + 1
-            if self.fails_at.get(place) == count:
-                raise ValueError("it fails")
-            if place not in self.idle:
-                for array in sets[index].outputs.values():
-                    array[...] = 1.0
-                    if place in self.wrong:
-                        array.reshape(-1)[-1:].view(f"i{array.itemsize}")[...] ^= 1
-            wiggle = 1 + self.spread * (-1) ** (count // 7)
-            self.device.work(1.0, self.times.get(place, self.usual) * wiggle)
-
-        return call
-
-    def tune(self, case: Case = CASE) -> Result | Unmeasured:
-        return tune_case(case, self.device, SPEC, self.prepare, RULES)
-
-    def result(self, case: Case = CASE) -> Result:
-        found = self.tune(case)
-        assert isinstance(found, Result), found
-        return found
-
-
-LISTED = candidates_of(CASE, SPEC)
-
+__all__ = ["no_tables"]  # a fixture for every test here
 
 # ---- candidates --------------------------------------------------------------------------------
 
@@ -470,116 +388,3 @@ def test_every_candidate_of_the_planner_gives_the_same_bits(compiled: None, monk
     for other in others:
         testing.assert_same_bits(other, first)
     assert np.isfinite(first).all() and first.any()
-
-
-# ---- the command -------------------------------------------------------------------------------
-
-
-def bench(lab: Lab) -> cli_tune.Bench:
-    return cli_tune.Bench(lab.device, SPEC, PROVENANCE, lab.prepare)
-
-
-def command(*args: str, lab: Lab | None = None, monkeypatch: pytest.MonkeyPatch | None = None) -> Any:
-    if monkeypatch is not None and lab is not None:
-        monkeypatch.setattr(cli_tune, "open_bench", lambda: bench(lab))
-    return CliRunner().invoke(app, ["tune", *args])
-
-
-SHAPE = ("--shape", "48x40x4096", "--dtypes", "float32")
-
-
-def test_a_dry_run_lists_predictions_as_predictions() -> None:
-    text = " ".join(command(*SHAPE, "--dry-run").output.split())
-    assert "nothing was measured" in text and "predicted us" in text and "no claim of speed" in text
-    found = json.loads(command(*SHAPE, "--dry-run", "--json", "--ops", "linear").output)
-    assert found["measured"] is False
-    (row,) = found["cases"]
-    assert row["case"] == CASE.name and len(row["candidates"]) == len(LISTED)
-    assert "bf16x6" in command("--shape", "48x40x4096", "--dry-run", "--json").output
-
-
-def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_tune, "why_no_gpu", lambda: "there is none")
-    with pytest.raises(BackendError, match=r"needs a GPU: there is none\. --dry-run"):
-        cli_tune.open_bench()
-    found = command(*SHAPE)
-    assert isinstance(found.exception, BackendError)  # which the entry point turns into exit code 3
-
-
-@pytest.mark.parametrize(
-    ("args", "rule"),
-    [
-        (("--shape", "48x40"), "TOKENSxOUTxIN"),
-        (("--shape", "48x40x-1"), "TOKENSxOUTxIN"),
-        (("--shape", "0x40x40"), "at least 1"),
-        (("--shape", "4x4x4", "--tier", "quick"), "exclude each other"),
-        (("--shape", "4x4x4", "--ops", "backward"), "ops must be among linear, dgrad, wgrad, got backward"),
-        (("--shape", "4x4x4", "--dtypes", "int8"), "dtypes must be among"),
-        (("--tier", "huge"), "tier must be among"),
-    ],
-)
-def test_bad_usage_names_the_rule(args: tuple[str, ...], rule: str) -> None:
-    found = command(*args, "--dry-run")
-    assert isinstance(found.exception, ArgumentError) and rule in str(found.exception)
-
-
-def test_the_winners_go_to_the_users_table_and_the_rows_to_the_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lab = Lab(times={0: 60.0, 2: 40.0})
-    found = command(*SHAPE, "--out", str(tmp_path / "results"), lab=lab, monkeypatch=monkeypatch)
-    assert found.exit_code == 0, found.output
-    assert "median 50.0 %" in found.output and "3 entries written" in found.output
-    path = table.user_path("sm_90a")
-    assert path is not None
-    written = table.read(path)
-    assert written is not None and {entry.op for entry in written.entries} == {"linear", "dgrad", "wgrad"}
-    (file,) = (tmp_path / "results").glob("a-fake-gpu/2026-01-02-0000000.jsonl")
-    assert [row.data["kind"] for row in read(file)] == ["regret"] * 3
-    assert len({row.data["run"] for row in read(file)}) == 1
-
-
-def test_shipping_writes_the_packages_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = command(*SHAPE, "--ship", "--json", lab=Lab(), monkeypatch=monkeypatch)
-    assert found.exit_code == 0
-    assert json.loads(found.stdout)["table"] == str(table.shipped_path("sm_90a"))
-    assert table.read(table.shipped_path("sm_90a")) is not None
-    user = table.user_path("sm_90a")
-    assert user is not None and not user.exists()
-
-
-def test_wrong_bits_are_reported_and_fail_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = command(*SHAPE, lab=Lab(wrong={1}), monkeypatch=monkeypatch)
-    assert found.exit_code == 1 and "WRONG" in found.output and LISTED[1].name in found.output
-
-
-def test_a_lost_device_is_reported_and_what_was_found_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    lab = Lab()
-
-    def vanish() -> None:
-        if lab.device.released == 1:
-            lab.device.gone_after = 0
-
-    lab.on_call = vanish
-    found = command(*SHAPE, lab=lab, monkeypatch=monkeypatch)
-    assert found.exit_code == 1 and "stopped" in found.output and "1 entries written" in found.output
-    path = table.user_path("sm_90a")
-    assert path is not None
-    kept = table.read(path)
-    assert kept is not None and len(kept.entries) == 1
-
-
-def test_a_table_that_cannot_be_added_to_is_said_before_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = table.user_path("sm_90a")
-    assert path is not None
-    path.parent.mkdir()
-    path.write_text("my notes")
-    lab = Lab()
-    found = command(*SHAPE, lab=lab, monkeypatch=monkeypatch)
-    assert isinstance(found.exception, ArgumentError) and str(path) in str(found.exception)
-    assert not lab.calls and path.read_text() == "my notes"
-
-
-def test_a_spent_budget_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = command(*SHAPE, "--budget", "0", lab=Lab(), monkeypatch=monkeypatch)
-    assert found.exit_code == 0 and found.output.count("not measured") == 3 and "0 entries" in found.output
