@@ -19,6 +19,7 @@ from ..views import numpy_dtype
 
 DTYPES = tuple(ITEMSIZE)
 _UNTUNED = Options(tuned=False)  # what is looked at may not depend on the tables of this machine
+_COPIED = "columns_stepped"  # the view that no kernel reads in place
 LAYOUTS = {"NT": "linear", "NN": "dgrad", "TN": "wgrad"}
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # by argument name
@@ -64,7 +65,12 @@ class Variant:
     call: SmallCall
     step: int
     layout: str  # a key of LAYOUTS; empty for kernels that multiply no matrices
-    precision: str | None  # as the call's; None for what is not a choice
+
+    @property
+    def precision(self) -> str | None:
+        """Of the matrix product, or of a kernel that has variants for it; None for the default."""
+        given = dict(self.call.settings).get("precision") if self.layout else getattr(self.config, "precision", None)
+        return None if given == "ieee" else given
 
     @property
     def tile(self) -> str:
@@ -74,7 +80,7 @@ class Variant:
     @property
     def name(self) -> str:
         """Stable and unique, as in "gemm_simt NT 128x128x16/8x8 float32 sm_90a"."""
-        view = self.call.view if self.layout and self.call.view != "contiguous" else None
+        view = self.call.view if self.call.view not in ("contiguous", _COPIED) else None
         words = (self.config.family, self.layout, self.tile, self.call.dtype, self.precision, view, self.arch)
         return " ".join(word for word in words if word)
 
@@ -120,7 +126,7 @@ def _other_calls(dtype: str) -> Iterator[SmallCall]:
     depth = SEGMENT["gemm_simt"] + 16
     split = Options(family="gemm_simt", splits=2, tuned=False)
     yield _gemm_call("NT", dtype, None, "contiguous", (32, 32, depth), split)
-    yield _gemm_call("NT", dtype, None, "columns_stepped", (rows, cols, 64), _UNTUNED)
+    yield _gemm_call("NT", dtype, None, _COPIED, (rows, cols, 64), _UNTUNED)
 
 
 def variants(
@@ -141,11 +147,13 @@ def variants(
     wanted = None if families is None else set(families)
     found: dict[Config, Variant] = {}
 
-    def add(call: SmallCall, layout: str, precision: str | None) -> None:
+    def add(call: SmallCall, layout: str = "") -> None:
         for index, step in enumerate(call.plan(call.build(), arch).steps):
             multiplies = isinstance(step.config, GemmConfig)
-            if (wanted is None or step.family in wanted) and multiplies == bool(layout):
-                variant = Variant(arch, step.config, call, index, layout, precision if multiplies else None)
+            if multiplies and not layout:
+                continue  # a bystander, with whatever tile the planner took
+            if wanted is None or step.family in wanted:
+                variant = Variant(arch, step.config, call, index, layout if multiplies else "")
                 found.setdefault(step.config, variant)
 
     for family in FAMILIES:
@@ -153,9 +161,8 @@ def variants(
             for precision in PRECISIONS if dtype == "float32" else (None,):
                 for view in views:
                     for layout, call in _gemm_calls(arch, family, dtype, precision, view):
-                        add(call, layout, None if precision == "ieee" else precision)
-                        add(call, "", None)
+                        add(call, layout)
     for dtype in dtypes:
         for call in _other_calls(dtype):
-            add(call, "", None)
+            add(call)
     return sorted(found.values(), key=lambda variant: not variant.layout)
