@@ -1,0 +1,148 @@
+"""The kill matrix of the split precisions: bugs put on purpose into the split pass, and into the order of the products of
+planes, their promotion and their copies. Each must be caught by a report or by the bits of bench/order.py.
+
+The mutants and their matrix are those of test_kernel_mutants.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpulinear as gl
+import gpulinear.compile as compiler
+from bench.order import split_gemm
+from gpulinear import gemm, testing
+from gpulinear.config import PROMOTE
+from gpulinear.configs.mma import PLANE_TILES
+from gpulinear.emulator import SanitizerError
+from gpulinear.errors import KernelFault
+from gpulinear.plan import Options
+
+from .test_kernel_mutants import Mutant, verdict
+from .test_split_planes import SPECIAL_BITS, from_bits, run_split, want_planes
+
+Array = np.ndarray[Any, Any]
+Pairs = list[tuple[Array, Array]]
+S = 128
+SMALL = "{0.block_m}x{0.block_n}x32/{0.warp_m}x{0.warp_n}".format(PLANE_TILES[-1])
+SCHEDULES = ("lockstep", "warps", "random:0")
+
+
+def planes(precision: str) -> Pairs:
+    """Special numbers of both signs in rows that are not whole chunks, aligned and not; and random ones, transposed too."""
+    signs = np.array([[0], [0x80000000]], np.uint32)
+    special = from_bits(np.array(SPECIAL_BITS, np.uint32) | signs)
+    raw = np.random.default_rng(0).integers(0, 2**32, (150, 30), dtype=np.uint32).view(np.float32)
+    aligned = testing.VIEWS["padded"](special, np)
+    try:
+        return [(run_split(x, precision)[0], want_planes(x, precision)) for x in (special, aligned, raw[:, 1:], raw.T)]
+    except SanitizerError as error:
+        raise KernelFault(f"split_planes:\n{error}") from error
+
+
+def bfloat16_planes() -> Pairs:
+    return planes("bf16x6")
+
+
+def tf32_planes() -> Pairs:
+    return planes("tf32x3")
+
+
+def bf16x6() -> Pairs:
+    """More k-tiles than stages, chains and segments that end in the middle of one, two tiles in each direction."""
+    results = []
+    with gemm.planning(Options(tile=SMALL, segment=S)):
+        x, w = testing.normal((66, 2 * S + 106), "float32", 0), testing.normal((67, 2 * S + 106), "float32", 1)
+        got = gl.linear(x, w, precision="bf16x6")
+        results.append((got, split_gemm(x, w.T, "bf16x6", "sm_90a", segment=S, promote=PROMOTE)))
+        dy = testing.normal((66, 5), "float32", 2)
+        got = gl.wgrad(dy, x[:, :9], precision="bf16x6")
+        results.append((got, split_gemm(dy.T, x[:, :9], "bf16x6", "sm_90a", segment=S, promote=PROMOTE)))
+    return results
+
+
+SPLIT, PAIRS, GEMM, TILE = "split_planes.cuh", "gemm_mma/planes.cuh", "gemm_mma.cuh", "gemm_mma/tile.cuh"
+MUTANTS = [
+    Mutant("bfloat16 truncated", SPLIT, "(magnitude + 0x7FFFu + ((magnitude >> 16) & 1u)) >> 16", "magnitude >> 16",
+           bfloat16_planes),
+    Mutant("bfloat16 ties away from zero", SPLIT, "0x7FFFu + ((magnitude >> 16) & 1u)", "0x8000u", bfloat16_planes),
+    Mutant("bfloat16 plane overflows", SPLIT, "min(nearest(magnitude), 0x7F7Fu)", "nearest(magnitude)", bfloat16_planes),
+    Mutant("bfloat16 plane vanishes", SPLIT, "min(magnitude, 1u)", "0u", bfloat16_planes),
+    Mutant("second rest not taken", SPLIT, "rest = add_rn(rest, -__uint_as_float(planes[1] << 16));", "", bfloat16_planes),
+    Mutant("sign of a plane lost", SPLIT, "nearest(bits & 0x7FFFFFFFu) | (bits >> 16 & 0x8000u)",
+           "nearest(bits & 0x7FFFFFFFu)", bfloat16_planes),
+    Mutant("Inf split like a number", SPLIT, "if (magnitude >= 0x7F800000u) {\n      planes[0] = sign | 0x3F80u;",
+           "if (false) {\n      planes[0] = sign | 0x3F80u;", bfloat16_planes),
+    Mutant("Inf without its sign", SPLIT, "planes[2] = sign | (magnitude", "planes[2] = (magnitude", bfloat16_planes),
+    Mutant("NaN becomes Inf", SPLIT, "magnitude > 0x7F800000u ? 0x7FFFu", "false ? 0x7FFFu", bfloat16_planes),
+    Mutant("column guard off by one", SPLIT, "e < count ?", "e <= count ?", bfloat16_planes),
+    Mutant("row guard missing", SPLIT, "if (row >= p.rows) break;", "", bfloat16_planes),
+    Mutant("rows read past the end", SPLIT, "row < p.rows ?", "row <= p.rows ?", bfloat16_planes),
+    Mutant("planes overlap", SPLIT, "plane * static_cast<long long>(p.rows) + row", "plane + row", bfloat16_planes),
+    Mutant("wide loads across the edge", SPLIT, "count >= kWidth)", "count > 0)", bfloat16_planes),
+    Mutant("tf32 truncated", SPLIT, "(bits + 0x1000u) & 0xFFFFE000u", "bits & 0xFFFFE000u", tf32_planes),
+    Mutant("tf32 plane overflows", SPLIT, "min(nearest(magnitude), 0x7F7FE000u)", "nearest(magnitude)", tf32_planes),
+    Mutant("tf32 plane vanishes", SPLIT, "magnitude != 0 ? 0x2000u : 0u", "0u", tf32_planes),
+    Mutant("tf32 NaN becomes Inf", SPLIT, "0x7FFFFFFFu : 0x7F800000u", "0x7F800000u : 0x7F800000u", tf32_planes),
+    Mutant("large products first", PAIRS, "int pair = 0; pair < Pairs::kCount; ++pair",
+           "int pair = Pairs::kCount - 1; pair >= 0; --pair", bf16x6),
+    Mutant("a pair left out", PAIRS, "int pair = 0; pair <", "int pair = 1; pair <", bf16x6),
+    Mutant("a wrong plane of B", PAIRS, "{0, 1, 2, 0, 1, 0}", "{0, 1, 2, 0, 1, 1}", bf16x6),
+    Mutant("chain not restarted", PAIRS, "acc[i][j][e] = 0;", "", bf16x6),
+    Mutant("promotion truncates", PAIRS, "add_rn(sum[i][j][e], acc[i][j][e])", "__fadd_rz(sum[i][j][e], acc[i][j][e])", bf16x6),
+    Mutant("chains twice as long", GEMM, "(t + 1) % kTilesPerChain == 0", "(t + 1) % (2 * kTilesPerChain) == 0", bf16x6),
+    Mutant("last chain forgotten", GEMM, " || t + 1 == segment_end) promote", ") promote", bf16x6),
+    Mutant("no barrier before the planes are read", GEMM,
+           "__syncthreads();  // everybody's has, and everybody is done", "// everybody is done", bf16x6),
+    Mutant("waits for one group too few", GEMM, "cp_async_wait<kStages - 2>();  // this thread's part of tile t has",
+           "cp_async_wait<kStages - 1>();  // this thread's part of tile t has", bf16x6),
+    Mutant("planes of B behind the first of A", GEMM, "ring + slot * kStageBytes + kPartA + plane * TileB::kBytes",
+           "ring + slot * kStageBytes + TileA::kBytes + plane * TileB::kBytes", bf16x6),
+    Mutant("planes copied over each other", TILE, "plane * Tile::kBytes", "0", bf16x6),
+    Mutant("planes of another size", TILE, "(kAlongK ? size_mn : size_k) * ld", "(kAlongK ? size_k : size_mn) * ld", bf16x6),
+]  # fmt: skip
+PROBES = [bfloat16_planes, tf32_planes, bf16x6]
+
+
+@pytest.fixture(scope="module")
+def matrix() -> Iterator[dict[str, str]]:
+    caught: dict[str, str] = {}
+    yield caught
+    width = max((len(name) for name in caught), default=0)
+    print("\nmutants of the split precisions: caught by")
+    for name, how in caught.items():
+        print(f"  {name:<{width}}  {how}")
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.__name__)
+def test_the_clean_kernels_pass(probe: Any, compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for schedule in SCHEDULES:
+        monkeypatch.setenv("GPULINEAR_EMULATOR_SCHEDULE", schedule)
+        with gl.host_backend("emulator"):
+            assert verdict(probe) is None
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_mutant_is_caught(
+    mutant: Mutant, compiled: None, matrix: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = tmp_path / "kernels"
+    shutil.copytree(compiler.kernels_dir(), kernels)
+    path = kernels / mutant.file
+    text = path.read_text()
+    assert text.count(mutant.old) == 1, f"{mutant.old!r} stands {text.count(mutant.old)} times in {mutant.file}"
+    path.write_text(text.replace(mutant.old, mutant.new))
+    monkeypatch.setattr(compiler, "kernels_dir", lambda: kernels)
+    found = None
+    for schedule in SCHEDULES:
+        monkeypatch.setenv("GPULINEAR_EMULATOR_SCHEDULE", schedule)
+        with gl.host_backend("emulator"):
+            found = found or verdict(mutant.probe)
+    assert found is not None, "the mutant survived"
+    matrix[mutant.name] = found
