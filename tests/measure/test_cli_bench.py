@@ -156,14 +156,15 @@ def test_nothing_that_can_be_timed_is_exit_code_3(run: Run) -> None:
     assert code == 3 and "no provider could be timed" in text
 
 
-def test_a_lost_device_is_exit_code_1_and_keeps_what_was_measured(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_lost_device_is_exit_code_1_and_keeps_what_was_measured(run: Run, tmp_path: Path, ours: bool) -> None:
     def providers(device: FakeDevice) -> list[FakeProvider]:
         class Last(Closing):
             def prepare(self, case: Case, sets: Any) -> Any:
                 self.fault = "device" if case.op == "backward" else ""
                 return super().prepare(case, sets)
 
-        return [Last(device, "gpulinear", True)]
+        return [Last(device, "gpulinear" if ours else "near", ours)]
 
     code, text = run("--out", str(tmp_path), providers=providers)
     assert code == 1 and "stopped:" in text
@@ -218,19 +219,21 @@ def test_resume_leaves_out_what_this_commit_has(run: Run, tmp_path: Path) -> Non
 
 def test_what_the_budget_cut_off_is_resumed(run: Run, tmp_path: Path) -> None:
     out = ("--out", str(tmp_path / "results"))
-    code, text = run(*out, "--budget", "0")
+    alone = lambda device: standard(device)[:1]  # noqa: E731 - so that its skipped row alone could stand for the case
+    code, text = run(*out, "--budget", "0", providers=alone)
     assert code == 3 and all(row["status"] == "skipped" for row in rows_below(tmp_path) if row["kind"] == "time")
     assert "4 case(s)" in text
-    assert run(*out, "--resume")[0] == 0
-    assert sum(row.get("status") == "ok" for row in rows_below(tmp_path)) == 12
+    assert run(*out, "--resume", providers=alone)[0] == 0
+    assert sum(row.get("status") == "ok" for row in rows_below(tmp_path)) == 4
 
 
 def test_rows_of_another_commit_are_not_gone_on_from(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = ("--out", str(tmp_path / "here.jsonl"), "--limit", "1")
     assert run(*out)[0] == 0
     monkeypatch.setitem(PROVENANCE, "commit", "f" * 40)
-    before = len(rows_below(tmp_path))
-    assert run(*out, "--resume")[0] == 0 and len(rows_below(tmp_path)) > before
+    assert run(*out, "--resume")[0] == 0
+    timed = [row["commit"][0] for row in rows_below(tmp_path) if row["kind"] == "time"]
+    assert timed == ["f" if i >= 3 else timed[0] for i in range(6)] and timed[0] != "f"
 
 
 def test_a_broken_file_is_refused_before_anything_is_measured(run: Run, tmp_path: Path) -> None:
