@@ -57,6 +57,9 @@ def test_what_leaves_a_loop_for_good_is_not_part_of_it() -> None:
     # The jump out by CALL is how sm_80 code leaves a main loop.
     assert found("A: FFMA R0, R1\n@P1 CALL.REL.NOINC B\nBRA A\nB: FADD R0, R1\nEXIT") == [[0, 1, 2]]
     assert found("A: FFMA R0, R1\n@P1 EXIT\nBRA A\nEXIT") == [[0, 1, 2]]
+    # What stands behind an end or a jump is not reached from it.
+    assert found("A: FFMA R0, R1\nEXIT\n@P0 BRA A\nEXIT") == []
+    assert found("A: FFMA R0, R1\n@P0 BRA B\nCALL.REL.NOINC B\nFADD R0, R1\nBRA A\nB: EXIT") == []
 
 
 def test_a_condition_may_be_an_operand() -> None:
