@@ -15,6 +15,8 @@ from gpulinear.measure.occupancy import occupancy
         ("sm_90a", 128, 0, 256, 2, ("registers",)),
         ("sm_90a", 129, 0, 256, 1, ("registers",)),
         ("sm_90a", 121, 0, 256, 2, ("registers",)),  # handed out by 8 per thread
+        # Blocks of two warps: 14 warps have registers, but each quarter of the SM holds three of them.
+        ("sm_90a", 144, 0, 64, 6, ("registers",)),
         # 2048 threads of 32 registers fill both.
         ("sm_90a", 32, 0, 256, 8, ("registers", "threads")),
         ("sm_90a", 16, 0, 1024, 2, ("threads",)),
