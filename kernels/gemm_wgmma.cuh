@@ -59,8 +59,7 @@ struct RunningTotal {
     if (kInRegisters > 0 && epilogue.p.accumulate) epilogue.load_previous(work, registers);
   }
 
-  // sum = total + sum. Also a single sum is added to +0: a -0 becomes +0, as the zeros that fill up a ragged k-tile
-  // would make it.
+  // sum = total + sum. Also a single sum is added to +0: should a chain ever end in -0, it becomes +0.
   __device__ __forceinline__ void add_to(const WorkItem& work, bool first, float (&sum)[kValues]) const {
 #pragma unroll
     for (int i = 0; i < kInRegisters; ++i) sum[i] = add_rn(registers[i], sum[i]);
@@ -149,9 +148,10 @@ __device__ __forceinline__ void gemm_wgmma(const GemmWgmmaParams& p) {
   static_assert(Config::kSegment % kDepth == 0, "a segment holds whole k-tiles");
   using Smem = WgmmaSmem<Config>;
   extern __shared__ __align__(1024) char smem[];  // the swizzle's pattern repeats every 1024 bytes
-  const Ring<Config> ring{shared_address(smem), shared_address(smem + Smem::kBarriers)};
+  const int rank = Config::kCluster > 1 ? static_cast<int>(cluster_rank()) : 0;
+  const Ring<Config> ring{shared_address(smem), shared_address(smem + Smem::kBarriers), rank};
   const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0), thread = threadIdx.x % 128;
-  const Scheduler<Config> scheduler{p, Config::kCluster > 1 ? static_cast<int>(cluster_rank()) : 0};
+  const Scheduler<Config> scheduler{p, rank};
 
   if (threadIdx.x == 0) ring.init();
   sync_cluster<Config::kCluster>();  // the barriers exist, in every CTA that may arrive at them
@@ -165,5 +165,8 @@ __device__ __forceinline__ void gemm_wgmma(const GemmWgmmaParams& p) {
     consume<Config>(p, ring, scheduler, staging, warpgroup - 1, thread);
   }
   // A CTA's shared memory must outlive the copies and arrivals that come from others.
-  if constexpr (Config::kCluster > 1) cluster_sync();
+  if constexpr (Config::kCluster > 1) {
+    __syncwarp();  // the producing thread meets its warp again
+    cluster_sync();
+  }
 }

@@ -233,7 +233,7 @@ struct Epilogue {
   }
 
   // An activation has hundreds of instructions and registers cannot be indexed: a loop over the values, by way of
-  // shared memory, keeps one copy of them.
+  // shared memory, keeps one copy of them. Each thread keeps to its own words; put() has the barrier that follows.
   __device__ __forceinline__ void apply_activation(float (&v)[kChunkValues]) const {
     reclaim();
 #pragma unroll
@@ -244,7 +244,6 @@ struct Epilogue {
     }
 #pragma unroll
     for (int i = 0; i < kChunkValues; ++i) v[i] = scratch[128 * i + thread];
-    if constexpr (Config::kTmaStore) barrier();  // others' values are read before stmatrix writes over them
   }
 
   // A chunk of a finished matrix.

@@ -31,11 +31,11 @@ __device__ __forceinline__ void multiply_segment(const Ring<Config>& ring, RingP
     }
     wgmma_commit();
     wgmma_wait<1>();
-    if (t > 0 && thread == 0) ring.release(last);
+    if (t > 0) ring.release(last, thread);
     last = place.slot;
     place.advance();
   }
   wgmma_wait<0>();
   pin_registers(acc);
-  if (thread == 0) ring.release(last);
+  ring.release(last, thread);
 }

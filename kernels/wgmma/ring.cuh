@@ -18,8 +18,10 @@ struct Ring {
   static constexpr int kSlotBytes = TileA::kBytes + TileB::kBytes;
   static constexpr int kBytes = kStages * kSlotBytes;
   static constexpr int kBarrierBytes = kStages * 16;
+  static_assert(Config::kCluster <= 4, "a warp for each CTA to tell");
 
   unsigned tiles, barriers;  // shared addresses
+  int rank;                  // in the cluster
 
   __device__ __forceinline__ unsigned a(int slot) const { return tiles + slot * kSlotBytes; }
   __device__ __forceinline__ unsigned b(int slot) const { return a(slot) + TileA::kBytes; }
@@ -36,13 +38,13 @@ struct Ring {
     fence_mbarrier_init();
   }
 
-  // One thread of a consumer warpgroup says that the warpgroup has read a slot.
-  __device__ __forceinline__ void release(int slot) const {
-    if constexpr (Config::kCluster == 1) {
-      mbarrier_arrive(empty(slot));
-    } else {
+  // A consumer warpgroup has read a slot; called by all of its threads. Each CTA is told by one thread of a warp of
+  // its own: a release that other CTAs can see waits for a fence, and these waits should not add up.
+  __device__ __forceinline__ void release(int slot, int thread) const {
+    if (thread == 0) mbarrier_arrive(empty(slot));
 #pragma unroll
-      for (int rank = 0; rank < Config::kCluster; ++rank) mbarrier_arrive_at(empty(slot), rank);
+    for (int other = 1; other < Config::kCluster; ++other) {
+      if (thread == 32 * other) mbarrier_arrive_at(empty(slot), (rank + other) % Config::kCluster);
     }
   }
 };
