@@ -25,6 +25,17 @@ _DATA_TYPE = {"float16": 6, "bfloat16": 9}
 _SWIZZLE_128B = 3
 _L2_PROMOTION_256B = 3
 
+_SINCE = 12000  # the CUDA version that brought cuTensorMapEncodeTiled
+# Its C type: the map (aligned to 64 bytes); type, rank, address; sizes, strides, box, steps; interleave, swizzle, L2
+# promotion, fill. Enumerations are ints.
+_EncodeTiled = ctypes.CFUNCTYPE(
+    ctypes.c_int,
+    *(ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p),
+    *(ctypes.POINTER(ctypes.c_uint64),) * 2,
+    *(ctypes.POINTER(ctypes.c_uint32),) * 2,
+    *(ctypes.c_int,) * 4,
+)
+
 Encoder = Callable[..., bytes]
 
 
@@ -128,26 +139,34 @@ def encode_on_driver(
     promotion: int,
     fill: int,
 ) -> bytes:
-    """cuTensorMapEncodeTiled of the CUDA driver; needs no context. BackendError where it refuses."""
+    """cuTensorMapEncodeTiled of the CUDA driver, with a context current. BackendError where it refuses."""
     from cuda.bindings import driver
 
-    wide, narrow = driver.cuuint64_t, driver.cuuint32_t
-    status, encoded = driver.cuTensorMapEncodeTiled(
-        driver.CUtensorMapDataType(data_type),
+    # Not driver.cuTensorMapEncodeTiled: that one encodes into a Python object, whose memory is aligned to 16 bytes.
+    status, function, _ = driver.cuGetProcAddress(b"cuTensorMapEncodeTiled", _SINCE, 0)
+    if int(status) != 0 or not function:
+        raise BackendError(
+            f"the driver has no cuTensorMapEncodeTiled ({status}); TMA needs a driver of CUDA 12 or newer"
+        )
+    memory = ctypes.create_string_buffer(2 * MAP_BYTES)
+    start = -ctypes.addressof(memory) % MAP_BYTES
+    code = _EncodeTiled(int(function))(
+        ctypes.addressof(memory) + start,
+        data_type,
         rank,
         address,
-        [wide(value) for value in dims],
-        [wide(value) for value in strides],
-        [narrow(value) for value in box],
-        [narrow(value) for value in steps],
-        driver.CUtensorMapInterleave(interleave),
-        driver.CUtensorMapSwizzle(swizzle),
-        driver.CUtensorMapL2promotion(promotion),
-        driver.CUtensorMapFloatOOBfill(fill),
+        (ctypes.c_uint64 * len(dims))(*dims),
+        (ctypes.c_uint64 * len(strides))(*strides),
+        (ctypes.c_uint32 * len(box))(*box),
+        (ctypes.c_uint32 * len(steps))(*steps),
+        interleave,
+        swizzle,
+        promotion,
+        fill,
     )
-    if int(status) != 0:
+    if code != 0:
         raise BackendError(
             f"the driver refused a tensor map of {dims[1]}x{dims[0]} elements, {strides[0]} bytes apart, in boxes of "
-            f"{box[1]}x{box[0]}, at {address:#x}: {status}; please report this with `gpulinear info`"
+            f"{box[1]}x{box[0]}, at {address:#x}: CUresult {code}; please report this with `gpulinear info`"
         )
-    return ctypes.string_at(int(encoded.getPtr()), MAP_BYTES)
+    return memory.raw[start : start + MAP_BYTES]

@@ -53,6 +53,7 @@ class FakeCupy(types.ModuleType):
     def __init__(self) -> None:
         super().__init__("cupy")
         self.device = 0
+        self.context = 1  # the current one; 0 in a thread that has done nothing on the GPU
         self.capturing = False
         self.launches: list[dict[str, Any]] = []
         self.loaded: list[tuple[int, str]] = []
@@ -93,8 +94,12 @@ class FakeCupy(types.ModuleType):
         self.props = props
         self.cuda = types.ModuleType("cupy.cuda")
         self.cuda.runtime = types.SimpleNamespace(  # type: ignore[attr-defined]
-            getDevice=lambda: fake.device, getDeviceProperties=lambda _: props, getDeviceCount=lambda: 2
+            getDevice=lambda: fake.device,
+            setDevice=self._set_device,
+            getDeviceProperties=lambda _: props,
+            getDeviceCount=lambda: 2,
         )
+        self.cuda.driver = types.SimpleNamespace(ctxGetCurrent=lambda: fake.context)  # type: ignore[attr-defined]
         self.cuda.Device = Device  # type: ignore[attr-defined]
         self.cuda.get_current_stream = Stream  # type: ignore[attr-defined]
         self.cuda.alloc = alloc  # type: ignore[attr-defined]
@@ -107,6 +112,9 @@ class FakeCupy(types.ModuleType):
             "MemoryClockRate": 3_201_000,
             "GlobalMemoryBusWidth": 6144,
         }
+
+    def _set_device(self, device: int) -> None:
+        self.device, self.context = device, 1
 
     def empty(self, shape: Any, dtype: Any) -> ndarray:
         return ndarray(np.empty(shape, dtype), self.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import types
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -90,19 +91,42 @@ def test_each_map_is_encoded_once_and_the_number_kept_is_bounded() -> None:
 
 
 class FakeDriver(types.ModuleType):
-    """cuda.bindings.driver as far as it is used: it encodes like the emulator, and refuses what it is told to."""
+    """cuda.bindings.driver as far as it is used: a C function that encodes like the emulator, or returns an error."""
 
     def __init__(self) -> None:
         super().__init__("cuda.bindings.driver")
         self.status, self.encoded = 0, 0
-        self.cuuint64_t = self.cuuint32_t = int
-        for name in ("DataType", "Interleave", "Swizzle", "L2promotion", "FloatOOBfill"):
-            setattr(self, f"CUtensorMap{name}", int)
+        self.context: Callable[[], int] = lambda: 1
+        self.found = True
+        words, longs = ctypes.POINTER(ctypes.c_uint32), ctypes.POINTER(ctypes.c_uint64)
+        numbers = [ctypes.c_uint32] * 4
+        kind = ctypes.CFUNCTYPE(
+            ctypes.c_int,
+            ctypes.c_void_p,
+            ctypes.c_uint32,
+            ctypes.c_uint32,
+            ctypes.c_void_p,
+            longs,
+            longs,
+            words,
+            words,
+            *numbers,
+        )
+        self._function = kind(self._encode)
 
-    def cuTensorMapEncodeTiled(self, *arguments: Any) -> tuple[int, Any]:
+    def cuGetProcAddress(self, symbol: bytes, version: int, flags: int) -> tuple[int, int, int]:
+        assert (symbol, version, flags) == (b"cuTensorMapEncodeTiled", 12000, 0)
+        return 0, (ctypes.cast(self._function, ctypes.c_void_p).value or 0) if self.found else 0, 0
+
+    def _encode(self, place: int, kind: int, rank: int, address: int, *rest: Any) -> int:
+        arrays = [values[:length] for values, length in zip(rest, (rank, rank - 1, rank, rank), strict=False)]
+        if not self.context():
+            return 201  # CUDA_ERROR_INVALID_CONTEXT
+        if self.status or place % 64:
+            return self.status or 1  # CUDA_ERROR_INVALID_VALUE
         self.encoded += 1
-        buffer = ctypes.create_string_buffer(model.encode_tiled(*arguments), 128)
-        return self.status, types.SimpleNamespace(getPtr=lambda: ctypes.addressof(buffer), buffer=buffer)
+        ctypes.memmove(place, model.encode_tiled(kind, rank, address, *arrays, *rest[4:]), 128)
+        return 0
 
 
 @pytest.fixture
@@ -122,6 +146,18 @@ def test_the_driver_is_asked_with_checked_arguments(driver: FakeDriver) -> None:
     driver.status = 1
     with pytest.raises(BackendError, match=r"the driver refused a tensor map of 100x70 elements, 144 bytes apart"):
         encode_on_driver(*arguments)
+    driver.found = False
+    with pytest.raises(BackendError, match="the driver has no cuTensorMapEncodeTiled"):
+        encode_on_driver(*arguments)
+
+
+def test_a_map_is_encoded_where_the_driver_can_write_it(driver: FakeDriver) -> None:
+    """Aligned to 64 bytes, wherever the allocator puts things."""
+    kept = []
+    for size in range(1, 200):
+        kept.append(ctypes.create_string_buffer(16 * size))
+        encode_on_driver(*SPEC.arguments(BASE))
+    assert driver.encoded == len(kept)
 
 
 def maps_of(launch: dict[str, Any]) -> dict[str, model.TensorMap | None]:
@@ -150,3 +186,12 @@ def test_a_warm_call_has_maps_of_the_arrays_it_is_given(driver: FakeDriver, fake
         assert driver.encoded == 4
         assert maps_of(fake_cupy.launches[-1])["map_a"].address == other.data.ptr
         assert fields(fake_cupy.launches[-1])["d"] == y.data.ptr
+
+
+def test_a_thread_without_a_context_gets_one_before_it_encodes(driver: FakeDriver, fake_cupy: FakeCupy) -> None:
+    driver.context = lambda: fake_cupy.context
+    x, w = fake_cupy.empty((72, 64), BF16), fake_cupy.empty((80, 64), BF16)
+    with gemm.planning(Options(family="gemm_wgmma", tile="64x64x64")):
+        fake_cupy.context = 0
+        gl.linear(x, w)
+        assert driver.encoded > 0 and fake_cupy.context == 1

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import cupy
-from cupy.cuda import runtime
+from cupy.cuda import driver, runtime
 
 from ..device import DeviceSpec, live_spec
 from ..errors import BackendError
@@ -18,7 +18,16 @@ from ..tensormap import TensorMaps, encode_on_driver
 
 _lock = threading.Lock()
 _kernels: dict[tuple[int, str], Any] = {}
-_maps = TensorMaps(encode_on_driver)
+
+
+def _encode(*arguments: Any) -> bytes:
+    """A tensor map. The driver wants a current context, and a thread has none before its first work on the GPU."""
+    if not driver.ctxGetCurrent():
+        runtime.setDevice(runtime.getDevice())
+    return encode_on_driver(*arguments)
+
+
+_maps = TensorMaps(_encode)
 
 # Workspace of calls made inside a graph capture. The graph writes to it at every replay, so it may never go back to
 # the pool.
