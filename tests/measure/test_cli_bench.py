@@ -330,6 +330,28 @@ def test_where_nothing_is_known_either_it_is_exit_code_3(run: Run, monkeypatch: 
 # ---- the table on its own ----
 
 
+def test_errors_of_ours_and_of_the_fastest_right_peer_stand_beside_each_other() -> None:
+    data = [
+        {"provider": "gpulinear", "ours": True, "status": "ok", "error_units": 0.5, "us_p50": 4.0},
+        {"provider": "near", "ours": False, "status": "ok", "error_units": 0.125, "us_p50": 5.0},
+        {"provider": "far", "ours": False, "status": "ok", "error_units": 0.75, "us_p50": 9.0},
+        {"provider": "wrong", "ours": False, "status": "WRONG", "error_units": 7.0},
+    ]
+    case = SMALL[0]
+    head = {
+        "kind": "time",
+        "run": "1" * 32,
+        "case": case.to_json(),
+        "name": case.name,
+        "flops": case.flops,
+        "kernel": "",
+    }
+    rows = [Row({**PROVENANCE, **head, "least_bytes": case.least_bytes, **one}, Path("x"), 1) for one in data]
+    (group,) = table.to_json(rows, None, {}, Path("x"))["groups"]
+    assert (group["worst_error"], group["worst_error_of_peers"]) == (0.5, 0.125)
+    assert group["mean_ratio"] == pytest.approx(5 / 4)
+
+
 def test_a_run_without_rows_prints_what_is_missing() -> None:
     from io import StringIO
 
