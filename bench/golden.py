@@ -85,16 +85,20 @@ def _mma(kind: str, shape: tuple[int, int, int], archs: tuple[str, ...] = _TURIN
     return Form(f"mma.{name}.{kind}", kind, shape, "mma.cu", 32, tuple(defines.items()), archs)
 
 
-def _wgmma(kind: str, n: int, registers: bool) -> Form:
+def _wgmma(kind: str, n: int, registers: bool, mn: str = "") -> Form:
+    """``mn``: the operands, of "ab", that lie along M or N in shared memory."""
     k = 8 if kind == "tf32" else 16
-    majors = "" if kind == "tf32" else ", 0" if registers else ", 0, 0"
+    a_mn, b_mn = int("a" in mn), int("b" in mn)
+    majors = "" if kind == "tf32" else f", {b_mn}" if registers else f", {a_mn}, {b_mn}"
     defines = {
         "N": str(n),
         "KIND": f'"m64n{n}k{k}.f32.{kind}.{kind}"',
         "TRANS": f'"{majors}"',
         "A_FROM_REGISTERS": str(int(registers)),
+        "A_MN": str(a_mn),
+        "B_MN": str(b_mn),
     }
-    name = f"wgmma.m64n{n}k{k}.{'rs' if registers else 'ss'}.{kind}"
+    name = f"wgmma.m64n{n}k{k}.{'rs' if registers else 'ss'}{f'.{mn}-mn' if mn else ''}.{kind}"
     return Form(name, kind, (64, n, k), "wgmma.cu", 128, tuple(defines.items()), ("sm_90a",))
 
 
@@ -112,6 +116,8 @@ FORMS: dict[str, Form] = {
         _mma("f16", (16, 8, 8), _TURING),
         _mma("f64", (8, 8, 4)),
         *(_wgmma(kind, n, rs) for kind in ("f16", "bf16", "tf32") for n in (8, 64, 128, 256) for rs in (False, True)),
+        *(_wgmma("bf16", n, False, mn) for n, mn in ((8, "a"), (64, "b"), (128, "ab"), (256, "b"), (256, "ab"))),
+        _wgmma("f16", 256, False, "ab"),
         _ldmatrix(""),
         _ldmatrix("_trans"),
     )
