@@ -269,7 +269,8 @@ class Cluster(Stateful):
         if missing.all():
             cohort.collecting = True
             return False
-        self._split(cohort, missing, cohort.block).collecting = True
+        # Not collecting yet: others of its group may be, and only meet it when it runs.
+        self._split(cohort, missing, cohort.block)
         return True
 
     @staticmethod

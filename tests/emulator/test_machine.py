@@ -290,3 +290,25 @@ E:
     )
     _, result = launch(kernel(body), 32, 32)
     assert result.report.findings
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_warp_that_came_apart_meets_again_whoever_else_is_there(seed: int) -> None:
+    """Thread 32 is at the barrier alone when the rest of its warp comes along with three other warps."""
+    body = """
+    mov.u32 %r0, %tid.x;
+    mov.u32 %r1, 0;
+    mov.u32 %r9, 0;
+    setp.eq.u32 %p1, %r0, 32;
+AGAIN:
+    wgmma.fence.sync.aligned;
+    @!%p1 bra JOINED;
+    add.u32 %r9, %r9, 1;
+JOINED:
+    bar.sync 1, 128;
+    add.u32 %r1, %r1, 1;
+    setp.lt.u32 %p2, %r1, 20;
+    @%p2 bra AGAIN;
+"""
+    values, result = launch(kernel(body + STORE), 128, 128, schedule="random", seed=seed)
+    assert not result.report.findings and values.tolist() == [20 * (thread == 32) for thread in range(128)]
