@@ -23,6 +23,8 @@ from gpulinear.device import live_spec, why_no_gpu
 from gpulinear.emulator import GlobalMemory, fragments, run, tensorcore
 from gpulinear.measure.provenance import provenance
 
+from . import golden_tma
+
 Array = np.ndarray[Any, Any]
 
 MICRO = Path(__file__).parent / "micro"
@@ -37,7 +39,9 @@ BITS: dict[str, Any] = {"f16": np.uint16, "bf16": np.uint16, "tf32": np.uint32, 
 class Form:
     """One instruction form, D[m, n] = A[m, k] B[k, n] + C, and how its micro-kernel is made.
 
-    An ldmatrix has no B and C: A is four 8x8 matrices, one below the other; D is [register, lane].
+    What only moves elements has no B and C. An ldmatrix: A is four 8x8 matrices, one below the other; D is [register,
+    lane]. A copy by TMA: A is a matrix, of which tile i copies the box at
+    ``golden_tma.BOXES[i]``; D is shared memory, word by word.
     """
 
     name: str
@@ -55,8 +59,13 @@ class Form:
 
     @property
     def loads(self) -> bool:
-        """Whether it is an ldmatrix."""
-        return self.file == "ldmatrix.cu"
+        """Whether it only moves elements."""
+        return self.tma or self.file == "ldmatrix.cu"
+
+    @property
+    def tma(self) -> bool:
+        """Whether it is a copy by TMA."""
+        return self.file == "tma.cu"
 
     @property
     def source(self) -> str:
@@ -120,6 +129,7 @@ FORMS: dict[str, Form] = {
         _wgmma("f16", 256, False, "ab"),
         _ldmatrix(""),
         _ldmatrix("_trans"),
+        Form("tma.load.multicast.128B", "bf16", (70, 0, 72), "tma.cu", 128, (), ("sm_90a",)),
     )
 }
 
@@ -180,7 +190,8 @@ def operands(form: Form) -> dict[str, Array]:
     """
     rng = np.random.default_rng([SEED, zlib.crc32(form.name.encode())])
     if form.loads:
-        return {"a": rng.integers(0, 1 << 16, (8, 32, 8), np.uint16)}
+        m, _, k = form.shape
+        return {"a": rng.integers(0, 1 << 16, (len(golden_tma.BOXES) if form.tma else 8, m, k), np.uint16)}
     repeats = 4 if form.shape[1] == 8 else 1
     tiles = [_tile(rng, form, fill) for _ in range(repeats) for fill in FILLS]
     return {name: np.stack([tile[i] for tile in tiles]) for i, name in enumerate("abc")}
@@ -190,11 +201,15 @@ def operands(form: Form) -> dict[str, Array]:
 
 
 def _result_shape(form: Form, tiles: int) -> tuple[int, ...]:
-    return (tiles, 4, 32) if form.loads else (tiles, *form.shape[:2])
+    if form.loads:
+        return (tiles, 2 * 64 if form.tma else 4, 32)
+    return (tiles, *form.shape[:2])
 
 
 def expected(form: Form, given: Mapping[str, Array], arch: str) -> Array:
     """The bits of D by the emulator's model."""
+    if form.tma:
+        return golden_tma.expected(given["a"])
     if form.loads:
         rows = given["a"].reshape(-1, 4, 8, 8)
         registers = fragments.from_rows(rows, form.name.endswith("trans")).reshape(4, -1, 32)
@@ -218,6 +233,8 @@ def _inputs(form: Form, given: Mapping[str, Array]) -> list[Array]:
 def execute(form: Form, given: Mapping[str, Array], backend: str, arch: str) -> Array:
     """The bits of D by the form's micro-kernel, run on "cuda" or in the "emulator"."""
     artifact = form.compiled(arch)
+    if form.tma:
+        return golden_tma.execute(artifact, form.threads, given["a"], backend)
     inputs = _inputs(form, given)
     tiles = len(given["a"])
     out = np.empty(_result_shape(form, tiles), BITS[form.accumulator])

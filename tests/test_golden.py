@@ -31,14 +31,16 @@ def form_of(name: str) -> Form:
 @pytest.mark.parametrize("name", FORMS)
 def test_micro_kernels_compile_without_spills(name: str) -> None:
     form = form_of(name)
-    instruction = "ldmatrix" if form.loads else name.split(".")[0]
+    instruction = "cp.async.bulk.tensor" if form.tma else name.split(".")[0]
     for arch in [arch for arch in form.archs if arch in ONE_OF_EACH_ARCH]:
         artifact = form.compiled(arch)
         used = artifact.resources
         assert (used.spill_stores, used.spill_loads, used.stack_frame) == (0, 0, 0), (arch, used)
         (entry,) = parse(artifact.ptx).entries.values()
         found = [
-            i for i in entry.instructions if i.name.startswith((f"{instruction}.sync", f"{instruction}.mma_async"))
+            i
+            for i in entry.instructions
+            if i.name.startswith((f"{instruction}.sync", f"{instruction}.mma_async", f"{instruction}.2d"))
         ]
         assert len(found) == 1, "a micro-kernel executes one instruction"
         isa.resolve(found[0])

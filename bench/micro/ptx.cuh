@@ -51,7 +51,49 @@ __device__ __forceinline__ void mma_m8n8k4_f64(double (&d)[2], const double (&a)
 LDMATRIX(ldmatrix_x4, "")
 LDMATRIX(ldmatrix_x4_trans, ".trans")
 
-// wgmma: the file that includes this gives N (columns), KIND (shape and types) and TRANS (", 0" for each operand in
+// ---- TMA and clusters ----
+
+#if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ u32 cluster_rank() {
+  u32 rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void mbarrier_init(u32 barrier, u32 arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\nfence.mbarrier_init.release.cluster;" ::"r"(barrier),
+               "r"(arrivals)
+               : "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive_expect(u32 barrier, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ bool mbarrier_try_wait(u32 barrier, u32 parity) {
+  u32 done;
+  asm volatile(
+      "{\n.reg .pred done;\nmbarrier.try_wait.parity.acquire.cta.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n}"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done;
+}
+__device__ __forceinline__ void tma_load_multicast(u32 smem, const void* map, int x, int y, u32 barrier,
+                                                   u16 ctas) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(smem),
+      "l"(map), "r"(x), "r"(y), "r"(barrier), "h"(ctas)
+      : "memory");
+}
+#endif
+
+// ---- wgmma ----
+
+// The file that includes this gives N (columns), KIND (shape and types) and TRANS (", 0" for each operand in
 // shared memory whose major can be chosen, else ""). Fence, instruction, commit and wait are one statement, so that
 // no compiler can touch the accumulators in between.
 #ifdef N
