@@ -156,13 +156,16 @@ def variants(
                 variant = Variant(arch, step.config, call, index, layout if multiplies else "")
                 found.setdefault(step.config, variant)
 
+    only_products = wanted is not None and wanted <= set(FAMILIES)  # others may be a step of any product's plan
     for family in FAMILIES:
+        if only_products and wanted is not None and family not in wanted:
+            continue
         for dtype in dtypes:
             for precision in PRECISIONS if dtype == "float32" else (None,):
                 for view in views:
                     for layout, call in _gemm_calls(arch, family, dtype, precision, view):
                         add(call, layout)
-    for dtype in dtypes:
+    for dtype in () if only_products else dtypes:
         for call in _other_calls(dtype):
             add(call)
     return sorted(found.values(), key=lambda variant: not variant.layout)

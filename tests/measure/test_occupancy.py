@@ -14,7 +14,7 @@ from gpulinear.measure.occupancy import occupancy
         # 65536 registers, 8 warps of 128 x 32: two blocks. One more register is 136 x 32 a warp: 15 warps, so 12.
         ("sm_90a", 128, 0, 256, 2, ("registers",)),
         ("sm_90a", 129, 0, 256, 1, ("registers",)),
-        ("sm_90a", 121, 0, 256, 2, ("registers",)),  # handed out by 8 per thread
+        ("sm_90a", 43, 0, 128, 10, ("registers",)),  # handed out by 8 per thread: 48, 42 warps, so 40
         # Blocks of two warps: 14 warps have registers, but each quarter of the SM holds three of them.
         ("sm_90a", 144, 0, 64, 6, ("registers",)),
         # 2048 threads of 32 registers fill both.

@@ -13,6 +13,7 @@ from gpulinear.config import FAMILIES
 from gpulinear.device import ARCHS
 from gpulinear.errors import BackendError, KernelFault
 from gpulinear.measure import sass, static
+from gpulinear.measure.occupancy import occupancy
 from gpulinear.measure.static import WORK, Row, collect, examine
 from gpulinear.measure.static_table import NO_TIME, show, to_json
 from gpulinear.measure.variants import LAYOUTS, Variant, variants
@@ -93,6 +94,24 @@ def test_strided_reads_of_a_misaligned_operand_show_in_the_sectors() -> None:
 def test_float64_works_with_its_own_instruction() -> None:
     row = examine(simt("TN", dtype="float64", tile="32x32x8/4x4"))
     assert row.work == "DFMA" and row.loop is not None and row.loop["DFMA"] == 4 * 4 * 8
+
+
+@pytest.mark.usefixtures("compiled")
+def test_requests_are_those_of_the_kernel_and_not_of_the_call() -> None:
+    (variant,) = variants("sm_90a", ["ordered_reduce"], ["float32"])
+    row = examine(variant)
+    # It is the second step of a split product; unlike the first, it has no use for shared memory.
+    assert variant.step == 1 and (row.bank_ratio, row.sector_ratio) == (None, 1.0)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_block_takes_static_and_dynamic_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(static, "occupancy", lambda *args: (asked.append(args[:3]), occupancy(*args))[1])
+    for variant in (simt("TN"), *variants("sm_90a", ["column_sum"], ["float32"])):
+        row = examine(variant, resources_only=True)
+        assert row.static_smem + row.dynamic_smem > 0
+        assert asked.pop() == (row.registers, row.static_smem + row.dynamic_smem, 256)
 
 
 @pytest.mark.usefixtures("compiled")
