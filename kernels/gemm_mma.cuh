@@ -3,14 +3,14 @@
 // Tiles      A block computes kBlockM x kBlockN outputs, a warp kWarpM x kWarpN of them in instructions of
 //            16 x 8 x 16. Of such a 16 x 8, lane l owns rows l / 4 and l / 4 + 8, columns 2 (l % 4) and the next.
 // Pipeline   A cp.async ring of kStages k-tiles, one barrier per k-tile. The fragments of the next k16 step are loaded
-//            while the current one is multiplied, over the border of a k-tile too: of B into a second set, of A into the
-//            registers of a row of fragments that has been used up.
+//            while the current one is multiplied, over the border of a k-tile too, each into the registers of the one
+//            that it replaces: of A after its row of instructions, of B in the last row.
 // Reduction  K is cut into segments of kSegment. Inside one an output is a single chain of instructions, k ascending,
 //            from +0. Segment sums are added ascending in float32: by this block through p.total (splits == 1), or by
 //            ordered_reduce from slabs. Nothing here depends on the tile: every variant gives the same bits.
 // Smem       kStages * (kBlockM + kBlockN) * kBlockK * sizeof(In) bytes for the ring, then for each warp
 //            8 * (kWarpN + 8) * 4 bytes for staged rows. No bank conflicts (gemm_mma/tile.cuh, gemm_mma/store.cuh).
-// Registers  kWarpM * kWarpN / 32 accumulators, kWarpM / 4 + kWarpN / 2 of fragments, and addresses.
+// Registers  kWarpM * kWarpN / 32 accumulators, (kWarpM + kWarpN) / 4 of fragments, and addresses.
 // Needs      sm_80; base, pitch and row of an operand are multiples of its kVec bytes: 16, 8, 4, or those of an element,
 //            which is then loaded and stored without cp.async.
 #pragma once
@@ -44,7 +44,7 @@ __device__ void gemm_mma(const GemmParams& p) {
   using In = typename Config::In;
   constexpr int kBM = Config::kBlockM, kBN = Config::kBlockN, kBK = Config::kBlockK,
                 kStages = Config::kStages, kPlanes = Config::kPlanes;
-  constexpr int kStepK = 16, kSteps = kBK / kStepK;
+  constexpr int kStepK = 32 / sizeof(In), kSteps = kBK / kStepK;
   constexpr int kThreads = 32 * gemm_mma_warps<Config>();
   using TileA = MmaTile<In, Config::kMajorA, kBM, kBK>;
   using TileB = MmaTile<In, Config::kMajorB, kBN, kBK>;
@@ -52,18 +52,15 @@ __device__ void gemm_mma(const GemmParams& p) {
   using ReaderB = FragmentReader<TileB, Operand::B, Config::kWarpN>;
   static_assert(kBM % Config::kWarpM == 0 && kBN % Config::kWarpN == 0, "a block holds whole warp tiles");
   static_assert(Config::kSegment % kBK == 0, "a segment holds whole k-tiles");
-  static_assert(kPlanes > 1 || kSteps % 2 == 0, "the two sets of fragments alternate over the border of a k-tile");
+  static_assert(kSteps >= 2,
+                "fragments of a k-tile are all loaded before its last step, which frees its slot");
   static_assert(kStages >= 2, "one k-tile is copied while another is multiplied");
 
-  extern __shared__ __align__(
-      128) char smem[];  // kStages x [A tile | B tile], then the staged rows of each warp
+  // kStages x [A tile | B tile], then the staged rows of each warp.
+  extern __shared__ __align__(128) char smem[];
   constexpr int kPartA = kPlanes * TileA::kBytes, kStageBytes = kPartA + kPlanes * TileB::kBytes;
   const unsigned ring = shared_address(smem);
-  const int warp = threadIdx.x / 32;
   constexpr int kWarpsN = kBN / Config::kWarpN;
-  const int warp_m = warp / kWarpsN * Config::kWarpM, warp_n = warp % kWarpsN * Config::kWarpN;
-  auto* staged = reinterpret_cast<float*>(smem + gemm_mma_ring_bytes<Config>()) +
-                 warp * kStagedRows * (Config::kWarpN + kStagedPad);
 
   const BlockWork work = block_work<Config>(p);
   const int segments = (p.k + Config::kSegment - 1) / Config::kSegment;
@@ -76,20 +73,32 @@ __device__ void gemm_mma(const GemmParams& p) {
 
   TileCopier<TileA, Config::kVecA, kBK, kThreads, kPlanes> copy_a(p.a, p.lda, work.m0, k_begin, p.m, p.k);
   TileCopier<TileB, Config::kVecB, kBK, kThreads, kPlanes> copy_b(p.b, p.ldb, work.n0, k_begin, p.n, p.k);
-  const ReaderA read_a(warp_m);
-  const ReaderB read_b(warp_n);
-  float acc[ReaderA::kCount][2 * ReaderB::kCount][4] = {};
+  const int warp = threadIdx.x / 32;
+  const ReaderA read_a(warp / kWarpsN * Config::kWarpM);
+  const ReaderB read_b(warp % kWarpsN * Config::kWarpN);
+  using Sums = float[ReaderA::kCount][2 * ReaderB::kCount][4];
+  Sums acc = {};
   const auto copy_tile = [&](int slot) {
     copy_a.copy(smem + slot * kStageBytes);
     copy_b.copy(smem + slot * kStageBytes + kPartA);
   };
-  // The end of a segment; true where it is the block's last.
-  const auto end_segment = [&](int segment, auto& sums) {
+  // While tile t is multiplied: the tile that comes kStages - 1 later goes where tile t - 1 was.
+  const auto refill = [&](int t, int slot) {
+    if (t + kStages - 1 < k_tiles) copy_tile(slot == 0 ? kStages - 1 : slot - 1);
+    cp_async_commit();
+  };
+  // The end of a segment; true where it is the block's last. (No generic lambda: NVRTC 13.0 takes it for a host function.)
+  const auto end_segment = [&](int segment, Sums& sums) {
+    const int warp_here = thread_id() / 32;
+    const int row0 = work.m0 + warp_here / kWarpsN * Config::kWarpM;
+    const int col0 = work.n0 + warp_here % kWarpsN * Config::kWarpN;
+    auto* staged = reinterpret_cast<float*>(smem + gemm_mma_ring_bytes<Config>()) +
+                   warp_here * kStagedRows * (Config::kWarpN + kStagedPad);
     if (p.splits > 1 || segment + 1 < segments) {
-      store_partial<Config>(p, segment, work.m0 + warp_m, work.n0 + warp_n, staged, sums);
+      store_partial<Config>(p, segment, row0, col0, staged, sums);
       return segment + 1 == last_segment;
     }
-    store_output<Config>(p, segment, work.m0 + warp_m, work.n0 + warp_n, staged, sums);
+    store_output<Config>(p, segment, row0, col0, staged, sums);
     return true;
   };
 
@@ -98,49 +107,45 @@ __device__ void gemm_mma(const GemmParams& p) {
     if (s < k_tiles) copy_tile(s);
     cp_async_commit();  // also an empty group: the waits count groups, not tiles
   }
-  int slot = 0, free_slot = kStages - 1;
+  int slot = 0;
   if constexpr (kPlanes == 1) {
-    unsigned a[ReaderA::kCount][4], b[2][ReaderB::kCount][4];
-    const auto load_b = [&](int set, int slot, int step) {
+    for (int t = 0, segment = first_segment;; ++segment) {
+      // Fragments do not live across the end of a segment, which needs their registers.
+      unsigned a[ReaderA::kCount][4], b[ReaderB::kCount][4];
+      cp_async_wait<kStages - 2>();  // this thread's part of tile t has arrived
+      __syncthreads();               // everybody's has, and everybody has loaded the last fragments before it
+#pragma unroll
+      for (int i = 0; i < ReaderA::kCount; ++i) read_a.load(a[i], ring + slot * kStageBytes, i, 0);
 #pragma unroll
       for (int j = 0; j < ReaderB::kCount; ++j) {
-        read_b.load(b[set][j], ring + slot * kStageBytes + kPartA, j, step);
+        read_b.load(b[j], ring + slot * kStageBytes + kPartA, j, 0);
       }
-    };
-    cp_async_wait<kStages - 2>();
-    __syncthreads();
-    load_b(0, 0, 0);
-#pragma unroll
-    for (int i = 0; i < ReaderA::kCount; ++i) read_a.load(a[i], ring, i, 0);
-
-    for (int t = 0, segment = first_segment;; ++segment) {
       const int segment_end = min(t + kTilesPerSegment, k_tiles);
       for (; t < segment_end; ++t) {
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
-          const int set = step % 2, next_step = (step + 1) % kSteps;
-          const bool more = next_step > 0 || t + 1 < k_tiles;
+          const int next_step = (step + 1) % kSteps;
+          const bool more = next_step > 0 || t + 1 < segment_end;
+          if (step == 0) refill(t, slot);
           if (next_step == 0 && more) {
             cp_async_wait<kStages - 2>();  // this thread's part of tile t + 1 has arrived
             __syncthreads();  // everybody's has, and everybody has loaded the last fragments of tile t
             slot = slot + 1 == kStages ? 0 : slot + 1;
           }
-          if (more) load_b(1 - set, slot, next_step);
-          if (step == 0) {
-            if (t + kStages - 1 < k_tiles) copy_tile(free_slot);
-            cp_async_commit();
-            free_slot = free_slot + 1 == kStages ? 0 : free_slot + 1;
-          }
+          const unsigned tile_a = ring + slot * kStageBytes, tile_b = tile_a + kPartA;
 #pragma unroll
           for (int i = 0; i < ReaderA::kCount; ++i) {
 #pragma unroll
-            for (int j = 0; j < 2 * ReaderB::kCount; ++j) {
-              multiply<In>(acc[i][j], a[i], b[set][j / 2][j % 2 * 2], b[set][j / 2][j % 2 * 2 + 1]);
+            for (int j = 0; j < ReaderB::kCount; ++j) {
+              multiply<In>(acc[i][2 * j], a[i], b[j][0], b[j][1]);
+              multiply<In>(acc[i][2 * j + 1], a[i], b[j][2], b[j][3]);
+              if (more && i + 1 == ReaderA::kCount) read_b.load(b[j], tile_b, j, next_step);
             }
-            if (more) read_a.load(a[i], ring + slot * kStageBytes, i, next_step);
+            if (more) read_a.load(a[i], tile_a, i, next_step);
           }
         }
       }
+      slot = slot + 1 == kStages ? 0 : slot + 1;
       if (end_segment(segment, acc)) return;
     }
   } else {
@@ -148,15 +153,13 @@ __device__ void gemm_mma(const GemmParams& p) {
     static_assert(Config::kPromote % kBK == 0 && Config::kSegment % Config::kPromote == 0,
                   "a chain holds whole k-tiles, and a segment whole chains");
     unsigned a[kPlanes][ReaderA::kCount][4], b[kPlanes][ReaderB::kCount][4];
-    float sum[ReaderA::kCount][2 * ReaderB::kCount][4] = {};
+    Sums sum = {};
     for (int t = 0, segment = first_segment;; ++segment) {
       const int segment_end = min(t + kTilesPerSegment, k_tiles);
       for (; t < segment_end; ++t) {
         cp_async_wait<kStages - 2>();  // this thread's part of tile t has arrived
         __syncthreads();  // everybody's has, and everybody is done with the slot that is refilled next
-        if (t + kStages - 1 < k_tiles) copy_tile(free_slot);
-        cp_async_commit();
-        free_slot = free_slot + 1 == kStages ? 0 : free_slot + 1;
+        refill(t, slot);
         // No fragment waits in registers for the next step, as above: a step has kPairs times the instructions.
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {

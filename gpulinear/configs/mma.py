@@ -105,8 +105,13 @@ class GemmMmaConfig(GemmConfig):
 
     @property
     def min_blocks(self) -> int:
-        """Blocks per SM that ptxas must leave registers for."""
-        return self.resident
+        """Blocks per SM that ptxas must leave registers for: one less where narrow copies need them."""
+        return self.resident - (1 if self.narrow and self.resident > 1 else 0)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether an operand is copied in pieces of less than 16 bytes."""
+        return min(self.vec_a, self.vec_b) < 16
 
     @property
     def registers(self) -> int:
@@ -144,17 +149,22 @@ class GemmMmaConfig(GemmConfig):
         """Why the variant cannot run ``gemm`` on ``spec``, as a sentence; None when it can."""
         if spec.compute_capability < (8, 0):
             return f"m16n8k16 and cp.async need sm_80, this is {spec.arch}" + _OTHERWISE.get(gemm.precision or "", "")
-        if gemm.dtype not in ("float16", "bfloat16"):
-            return f"gemm_mma multiplies float16 and bfloat16, not {gemm.dtype}" + _OTHERWISE.get(
-                gemm.precision or "", ""
-            )
+        split = SPLITS.get(gemm.precision or "")
+        kinds = (split.dtype,) if split else ("float16", "bfloat16")
+        if gemm.dtype not in kinds:
+            otherwise = _OTHERWISE.get(gemm.precision or "", "")
+            return f"gemm_mma multiplies {' and '.join(kinds)}, not {gemm.dtype}{otherwise}"
+        if split and split.along_k and not (self.k_major_a and self.k_major_b):
+            return f"planes of {gemm.precision} lie along K: ldmatrix transposes 16-bit elements only"
         return self.limits(spec)
 
     def macs_per_clock(self, spec: DeviceSpec, warps: float) -> float:
         """The tensor pipe's peak times the main loop's share; four schedulers need a warp each, and two hide latency."""
         peak = _MACS_PER_CLOCK.get(spec.compute_capability, 256)
         if self.planes > 1:  # long steps: two warps hide the latency between them
-            products = self.planes * (self.planes + 1) // 2
+            products = (
+                self.planes * (self.planes + 1) // 2 * (2 if self.dtype == "float32" else 1)
+            )  # tf32: half the rate
             return peak / products * _PLANES_SHARE[self.warp_m * self.warp_n] * min(1.0, warps / 4)
         return peak * _SHARE[self.warp_m * self.warp_n] * min(1.0, (1 + warps / 4) / 3)
 
@@ -174,7 +184,7 @@ class GemmMmaConfig(GemmConfig):
                 k_major_b=gemm.b.col_major,
                 block_m=tile.block_m,
                 block_n=tile.block_n,
-                block_k=64 if two_long and not split else 32,
+                block_k=64 if two_long else 32,
                 warp_m=tile.warp_m,
                 warp_n=tile.warp_n,
                 resident=tile.resident,
@@ -186,9 +196,10 @@ class GemmMmaConfig(GemmConfig):
 
 
 def _over_planes(config: GemmMmaConfig, split: Split, spec: DeviceSpec) -> GemmMmaConfig:
-    """The variant over planes, whose rows are padded with zeros to whole 16-byte accesses. As many stages, up to four, as
-    fit beside the other blocks of an SM."""
-    single = replace(config, planes=split.planes, promote=PROMOTE, stages=1, vec_a=16, vec_b=16)
+    """The variant over planes, whose rows are padded with zeros to whole 16-byte accesses: 64 bytes along K in a k-tile,
+    and as many stages, up to four, as fit beside the other blocks of an SM."""
+    depth = 64 // ITEMSIZE[split.dtype]
+    single = replace(config, planes=split.planes, promote=PROMOTE, block_k=depth, stages=1, vec_a=16, vec_b=16)
     staged = 2 * single.smem_bytes - replace(single, stages=2).smem_bytes
     room = min(spec.smem_per_sm // config.resident - 1024, spec.smem_per_block_optin) - staged
     stages = max(2, min(4, room // (single.smem_bytes - staged)))

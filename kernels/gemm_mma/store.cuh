@@ -35,7 +35,7 @@ struct PartWriter {
 
   __device__ __forceinline__ PartWriter(const GemmParams& params, float* part, int row0, int col0)
       : p(params) {
-    const int lane = threadIdx.x % 32;
+    const int lane = lane_id();
     row = row0 + lane / kPerRow;
     col = col0 + lane % kPerRow * kWidth;
     count = min(kWidth, p.n - col);
@@ -74,7 +74,7 @@ struct PartWriter {
   // The staged values, rounded, into rows of `ld` elements.
   template <class Out>
   __device__ __forceinline__ void store(Out* to, long long ld) const {
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < kPasses; ++i) {
       const long long at = row + i * kRowsPerPass;
       if (at >= p.m || count <= 0) continue;
@@ -93,7 +93,7 @@ struct PartWriter {
 template <class Config, int kFragM, int kFragN, class Write>
 __device__ __forceinline__ void stage_rows(float* staged, int row0, float (&acc)[kFragM][kFragN][4],
                                            Write write) {
-  const int lane = threadIdx.x % 32;
+  const int lane = lane_id();
 #pragma unroll 1
   for (int part = 0; part < 2 * kFragM; ++part) {
     // Accumulators have no run-time index: of the unrolled copies one is taken. What follows is compiled once.
@@ -142,9 +142,10 @@ __device__ __forceinline__ void store_partial(const GemmParams& p, int segment, 
 template <class Config, class Apply>
 __device__ __forceinline__ void transform(const GemmParams& p, float* staged, int col0, Apply apply) {
   constexpr int kPerRow = Config::kWarpN / 32;
+  const int lane = lane_id();
 #pragma unroll 4
   for (int i = 0; i < kStagedRows * kPerRow; ++i) {
-    const int c = i % kPerRow * 32 + threadIdx.x % 32;
+    const int c = i % kPerRow * 32 + lane;
     float* at = staged + staged_offset<Config>(i / kPerRow, c / 4) + c % 4;
     if (col0 + c < p.n) *at = apply(col0 + c, *at);
   }

@@ -47,7 +47,7 @@ struct TileCopier {
   long long row_step;        // elements from one of its chunks to the next
   long long tile_step;       // elements from one k-tile to the next
   unsigned to;               // byte offset of the first chunk in the tile
-  long long plane_step;     // elements from one plane to the next
+  long long plane_step;      // elements from one plane to the next
   int rows_left, cols_left;  // rows and elements of a row from the thread's first chunk on that exist
 
   // base (size_mn, size_k), stride ld between its rows; the tile starts at (mn0, k0).
