@@ -55,6 +55,8 @@ def compiled(config: GemmWgmmaConfig) -> Artifact:
     used = artifact.resources
     assert (used.spill_stores, used.spill_loads, used.stack_frame) == (0, 0, 0), (config, used)
     assert used.registers <= config.registers, (config, used)
+    # setmaxnreg deals out what the launch takes: with fewer, the consumers would wait for registers for ever.
+    assert config.consumers == 1 or used.registers == config.registers, (config, used)
     # C7510 and its neighbours: wgmma serialised; C7508: setmaxnreg ignored.
     assert not re.findall(r"\(C75[0-9]{2}\).*", artifact.log), artifact.log
     return artifact
