@@ -361,7 +361,8 @@ def test_a_run_without_rows_prints_what_is_missing() -> None:
     summary = Summary("0" * 32, wrong=[f"case {i}: gpulinear: NaN" for i in range(12)], missing=["copy: no memory"])
     table.show(Console(file=out), [], summary, {"torch": "sees no GPU"}, Path("x.jsonl"))
     text = out.getvalue()
-    assert "2 more" in text and "copy: no memory" in text and "sees no GPU" in text
+    assert "2 more" in text and "case 9:" in text and "case 10:" not in text
+    assert "copy: no memory" in text and "sees no GPU" in text
 
 
 def test_the_default_budget_is_the_tiers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
