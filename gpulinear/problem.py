@@ -53,6 +53,11 @@ class Matrix:
         )
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols)."""
+        return self.rows, self.cols
+
+    @property
     def row_major(self) -> bool:
         """Elements of a row are adjacent."""
         return self.col_stride == 1 or self.cols <= 1

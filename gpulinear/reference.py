@@ -323,14 +323,14 @@ def planes(x: Array, precision: str) -> list[NDArray[np.float32]]:
         return [round_tf32(x)]
     if precision not in _SPLITS:
         raise ValueError(f"precision must be None or one of {PRECISIONS}, got {precision!r}")
-    count, largest, smallest = _SPLITS[precision]
+    count, largest, smallest, second = _SPLITS[precision]
     rounded = round_tf32 if precision == "tf32x3" else _bfloat16_plane
     finite = np.where(np.isfinite(x), x, np.float32(1.0))
     least = np.where(finite == 0.0, np.float32(0.0), smallest)
     first = np.copysign(np.clip(np.abs(rounded(finite)), least, largest), finite)
     parts, rest = [first], finite - first
     for _ in range(count - 1):
-        parts.append(rounded(rest))
+        parts.append(np.clip(rounded(rest), -second, second))
         rest = rest - parts[-1]
     special = ~np.isfinite(x)
     if special.any():
@@ -345,10 +345,11 @@ def _bfloat16_plane(x: Array) -> NDArray[np.float32]:
     return _round_bits(x, 8, -133).astype(np.float32)
 
 
-# The number of planes of a split, and the largest and smallest magnitude of the first of a nonzero number.
+# The number of planes of a split, the largest and smallest magnitude of the first of a nonzero number, and the largest
+# of the others: of tf32x3 less than what would round hi + lo to Inf.
 _SPLITS = {
-    "tf32x3": (2, np.float32(math.ldexp(2047.0, 117)), np.float32(2.0**-136)),
-    "bf16x6": (3, np.float32(math.ldexp(255.0, 120)), np.float32(2.0**-133)),
+    "tf32x3": (2, np.float32(math.ldexp(2047.0, 117)), np.float32(2.0**-136), np.float32(math.ldexp(2047.0, 106))),
+    "bf16x6": (3, np.float32(math.ldexp(255.0, 120)), np.float32(2.0**-133), np.float32(math.ldexp(1.0, 120))),
 }
 
 

@@ -27,15 +27,22 @@ from .test_kernels_compile import check
 
 Array = np.ndarray[Any, Any]
 S = 128  # a small segment, so that few elements of K are several of them
-TILES = [f"{t.block_m}x{t.block_n}x32/{t.warp_m}x{t.warp_n}" for t in PLANE_TILES]
-SMALL = TILES[-1]
-PRECISIONS = ("bf16x6",)
+DEPTH = {"bf16x6": 32, "tf32x3": 16}  # of a k-tile
+PRECISIONS = tuple(DEPTH)
 MODELS = ("sm_80", "sm_90a")  # one architecture for each adder
 
 
+def tile(precision: str, number: int = -1) -> str:
+    """The name of one of the tiles, by default the smallest."""
+    t = PLANE_TILES[number]
+    return f"{t.block_m}x{t.block_n}x{DEPTH[precision]}/{t.warp_m}x{t.warp_n}"
+
+
 @pytest.fixture(autouse=True)
-def emulator(compiled: None) -> Iterator[None]:
-    with gl.host_backend("emulator", arch="sm_90a"), gemm.planning(Options(tile=SMALL, segment=S)):
+def emulator(request: pytest.FixtureRequest, compiled: None) -> Iterator[None]:
+    precision = getattr(request.node, "callspec", None) and request.node.callspec.params.get("precision")
+    small = tile(precision) if precision in DEPTH else None
+    with gl.host_backend("emulator", arch="sm_90a"), gemm.planning(Options(tile=small, segment=S)):
         yield
 
 
@@ -67,14 +74,14 @@ def test_bits_are_those_of_the_canonical_order(precision: str, arch: str, shape:
         check_bits(*arrays(*shape), precision, arch)
 
 
-@pytest.mark.parametrize(("tile", "op"), list(zip(TILES, ("linear", "dgrad", "wgrad"), strict=True)))
+@pytest.mark.parametrize(("number", "op"), list(enumerate(("linear", "dgrad", "wgrad"))))
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_tile_gives_these_bits(precision: str, tile: str, op: str) -> None:
+def test_every_tile_gives_these_bits(precision: str, number: int, op: str) -> None:
     """All warps of a block have outputs, and a second block has a few."""
-    block_m, block_n = (int(extent) for extent in tile.split("x")[:2])
+    block_m, block_n = PLANE_TILES[number].block_m, PLANE_TILES[number].block_n
     a, b = testing.normal((block_m, 70), "float32", 0), testing.normal((70, block_n + 2), "float32", 1)
     given = {"linear": (a, b.T), "dgrad": (a, b), "wgrad": (np.ascontiguousarray(a.T), b)}[op]
-    with gemm.planning(Options(tile=tile, segment=S)):
+    with gemm.planning(Options(tile=tile(precision, number), segment=S)):
         testing.assert_same_bits(getattr(gl, op)(*given, precision=precision), order(a, b, precision))
 
 
@@ -99,10 +106,11 @@ def test_hostile_operands_give_these_bits_and_errors_within_the_bound(precision:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_what_float32_holds_exactly_stays_exact(precision: str) -> None:
-    """Odd 12-bit integers, no one of which a bfloat16 or a tf32 number holds."""
+def test_what_the_planes_hold_exactly_stays_exact(precision: str) -> None:
+    """Odd 12-bit integers, no one of which a bfloat16 or a tf32 number holds; for tf32x3 those of B have 11 bits."""
     for k in (1, 2):
         a, b = testing.precision_probe(9, 10, k, 0)
+        b = b if precision == "bf16x6" else (b - 1) / 2
         want = (a.astype(np.float64) @ b.astype(np.float64)).astype(np.float32)
         testing.assert_same_bits(gl.linear(a, b.T, precision=precision), want)
 
@@ -111,7 +119,7 @@ def test_what_float32_holds_exactly_stays_exact(precision: str) -> None:
 def test_the_family_has_its_own_constants(precision: str) -> None:
     """Without a test's segment: K of more than one real one."""
     x, w, _ = arrays(3, 4, 4096 + 70)
-    with gemm.planning(Options(tile=SMALL)):
+    with gemm.planning(Options(tile=tile(precision))):
         got = gl.linear(x, w, precision=precision)
     testing.assert_same_bits(got, split_gemm(x, w.T, precision, "sm_90a", segment=4096, promote=PROMOTE))
 
@@ -192,7 +200,7 @@ def test_splits_of_k_and_numbers_of_sms_give_the_same_bits(precision: str) -> No
     x, w, _ = arrays(3, 4, 3 * S + 5)
     want = reference.activate(order(x, w.T, precision), "relu").astype(np.float32)
     for options in (Options(splits=1), Options(splits=2), Options(splits=4), Options(num_sms=1), Options(num_sms=7)):
-        with gemm.planning(Options(tile=SMALL, segment=S, splits=options.splits, num_sms=options.num_sms)):
+        with gemm.planning(Options(tile=tile(precision), segment=S, splits=options.splits, num_sms=options.num_sms)):
             testing.assert_same_bits(gl.linear(x, w, activation="relu", precision=precision), want)
 
 
@@ -255,7 +263,8 @@ def test_the_plan_shows_the_split_passes(precision: str) -> None:
     assert f"split x 64x48 into {SPLITS[precision].planes}" in text and f"P={PROMOTE}" in text and precision in text
     both = gl.explain("linear_backward", dy, x, w, precision=precision, needs=("dx", "dw"))
     split = [step.note.split()[1] for step in both.steps if step.family == "split_planes"]
-    assert sorted(split) == ["dy", "weight", "x"]  # dy once
+    # dy once, where its planes may lie as it does.
+    assert sorted(split) == (["dy", "dy", "weight", "x"] if SPLITS[precision].along_k else ["dy", "weight", "x"])
 
 
 @pytest.mark.parametrize("precision", ["tf32", "tf32x3", "bf16x6"])
@@ -295,11 +304,11 @@ def test_kernels_fit_every_arch_without_spills(precision: str, arch: str) -> Non
     """All tiles of one layout on each arch, and all layouts of the largest tile on two."""
     for k_major_a, k_major_b in ((True, True), (True, False), (False, False)):
         found = variants(precision, arch, k_major_a, k_major_b)
-        assert found
+        assert bool(found) == (not SPLITS[precision].along_k or (k_major_a and k_major_b))
         few = found if (k_major_a, k_major_b) == (True, True) else found[:1] if arch in MODELS else []
         for config in few:
             ptx = check(config, arch)
-            assert ptx.count("mma.sync") >= 6 and "ldmatrix" in ptx
+            assert ptx.count("mma.sync") >= 3 and "ldmatrix" in ptx
 
 
 @pytest.mark.parametrize("op", ["linear", "dgrad", "wgrad"])

@@ -30,7 +30,7 @@ from .test_split_planes import SPECIAL_BITS, from_bits, run_split, want_planes
 Array = np.ndarray[Any, Any]
 Pairs = list[tuple[Array, Array]]
 S = 128
-SMALL = "{0.block_m}x{0.block_n}x32/{0.warp_m}x{0.warp_n}".format(PLANE_TILES[-1])
+DEPTH = {"bf16x6": 32, "tf32x3": 16}  # of a k-tile
 SCHEDULES = ("lockstep", "warps", "random:0")
 
 
@@ -54,17 +54,27 @@ def tf32_planes() -> Pairs:
     return planes("tf32x3")
 
 
-def bf16x6() -> Pairs:
+def products(precision: str) -> Pairs:
     """More k-tiles than stages, chains and segments that end in the middle of one, two tiles in each direction."""
+    t = PLANE_TILES[-1]
+    name = f"{t.block_m}x{t.block_n}x{DEPTH[precision]}/{t.warp_m}x{t.warp_n}"
     results = []
-    with gemm.planning(Options(tile=SMALL, segment=S)):
+    with gemm.planning(Options(tile=name, segment=S)):
         x, w = testing.normal((66, 2 * S + 106), "float32", 0), testing.normal((67, 2 * S + 106), "float32", 1)
-        got = gl.linear(x, w, precision="bf16x6")
-        results.append((got, split_gemm(x, w.T, "bf16x6", "sm_90a", segment=S, promote=PROMOTE)))
+        got = gl.linear(x, w, precision=precision)
+        results.append((got, split_gemm(x, w.T, precision, "sm_90a", segment=S, promote=PROMOTE)))
         dy = testing.normal((66, 5), "float32", 2)
-        got = gl.wgrad(dy, x[:, :9], precision="bf16x6")
-        results.append((got, split_gemm(dy.T, x[:, :9], "bf16x6", "sm_90a", segment=S, promote=PROMOTE)))
+        got = gl.wgrad(dy, x[:, :9], precision=precision)
+        results.append((got, split_gemm(dy.T, x[:, :9], precision, "sm_90a", segment=S, promote=PROMOTE)))
     return results
+
+
+def bf16x6() -> Pairs:
+    return products("bf16x6")
+
+
+def tf32x3() -> Pairs:
+    return products("tf32x3")
 
 
 SPLIT, PAIRS, GEMM, TILE = "split_planes.cuh", "gemm_mma/planes.cuh", "gemm_mma.cuh", "gemm_mma/tile.cuh"
@@ -90,6 +100,13 @@ MUTANTS = [
     Mutant("tf32 plane overflows", SPLIT, "min(nearest(magnitude), 0x7F7FE000u)", "nearest(magnitude)", tf32_planes),
     Mutant("tf32 plane vanishes", SPLIT, "magnitude != 0 ? 0x2000u : 0u", "0u", tf32_planes),
     Mutant("tf32 NaN becomes Inf", SPLIT, "0x7FFFFFFFu : 0x7F800000u", "0x7F800000u : 0x7F800000u", tf32_planes),
+    Mutant("tf32 planes add up to Inf", SPLIT, "min(nearest(rest & 0x7FFFFFFFu), 0x79FFE000u)",
+           "nearest(rest & 0x7FFFFFFFu)", tf32_planes),
+    Mutant("no barrier before columns are read", SPLIT, "__syncthreads();", "", tf32_planes),
+    Mutant("columns past the end are read", SPLIT, "row < p.rows && col < p.cols", "row < p.rows", tf32_planes),
+    Mutant("rows past the end are written", SPLIT, "row0 + r >= p.rows || ", "", tf32_planes),
+    Mutant("a wrong plane of A in tf32x3", PAIRS, "{1, 0, 0}", "{1, 1, 0}", tf32x3),
+    Mutant("steps of tf32 overlap", "gemm_mma/fragments.cuh", "(first ^ step << 5)", "(first ^ step << 4)", tf32x3),
     Mutant("large products first", PAIRS, "int pair = 0; pair < Pairs::kCount; ++pair",
            "int pair = Pairs::kCount - 1; pair >= 0; --pair", bf16x6),
     Mutant("a pair left out", PAIRS, "int pair = 0; pair <", "int pair = 1; pair <", bf16x6),
@@ -107,7 +124,7 @@ MUTANTS = [
     Mutant("planes copied over each other", TILE, "plane * Tile::kBytes", "0", bf16x6),
     Mutant("planes of another size", TILE, "(kAlongK ? size_mn : size_k) * ld", "(kAlongK ? size_k : size_mn) * ld", bf16x6),
 ]  # fmt: skip
-PROBES = [bfloat16_planes, tf32_planes, bf16x6]
+PROBES = [bfloat16_planes, tf32_planes, bf16x6, tf32x3]
 
 
 @pytest.fixture(scope="module")

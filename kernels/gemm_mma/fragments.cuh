@@ -1,5 +1,5 @@
-// What a warp's matrix instructions take from a tile in shared memory: fragments of 16 (M or N) x 16 (K) elements,
-// each one ldmatrix of four 8x8 matrices.
+// What a warp's matrix instructions take from a tile in shared memory: fragments of 16 (M or N) x 32 bytes (K: 16
+// elements of 16 bits, 8 of 32), each one ldmatrix of four matrices of 8 rows of 16 bytes.
 #pragma once
 
 #include "common/ptx.cuh"
@@ -15,10 +15,10 @@ struct FragmentReader {
   static constexpr int kCount = kExtent / 16;
   static_assert((kExtent & (kExtent - 1)) == 0 && kExtent >= 16,
                 "fragments are told apart by an XOR of their chunks");
-  static_assert(16 % (Tile::kRowsPerLine * (Tile::kMask + 1)) == 0, "rows 16 apart have one swizzle");
+  static_assert(16 % Tile::kPeriod == 0, "rows 16 apart have one swizzle");
 
   unsigned
-      first;  // byte offset in a tile of the row that this lane points ldmatrix at, for fragment 0 and step 0
+      first;  // byte offset in a tile of what this lane reads (ldmatrix: points at) for fragment 0 and step 0
 
   // mn0: where the warp's part of the tile starts, a multiple of kExtent.
   __device__ __forceinline__ explicit FragmentReader(int mn0) {
@@ -26,19 +26,40 @@ struct FragmentReader {
     // Matrices 0 to 3 are (0, 0), (1, 0), (0, 1), (1, 1) as (half of M, half of K) for A, as (half of K, half of N) for B.
     const int half_mn = kOperand == Operand::A ? matrix % 2 : matrix / 2;
     const int half_k = kOperand == Operand::A ? matrix / 2 : matrix % 2;
-    first = kAlongK ? Tile::offset(mn0 + 8 * half_mn + row, half_k)
-                    : Tile::offset(8 * half_k + row, mn0 / 8 + half_mn);
+    if constexpr (kAlongK) {
+      first = Tile::offset(mn0 + 8 * half_mn + row, half_k);
+    } else if constexpr (!Tile::kByWords) {
+      first = Tile::offset(8 * half_k + row, mn0 / 8 + half_mn);
+    } else {
+      const int column = threadIdx.x % 32 / 4;
+      first = Tile::offset(threadIdx.x % 4, mn0 / 4 + column / 4) + column % 4 * 4;
+    }
   }
 
-  // Fragment i of k16 step `step` of the tile at shared address `tile`.
+  // Fragment i of step `step` (32 bytes along K) of the tile at shared address `tile`.
   __device__ __forceinline__ void load(unsigned (&out)[4], unsigned tile, int i, int step) const {
     if constexpr (kAlongK) {
       ldmatrix_x4(out, tile + (first ^ step << 5) + i * 16 * Tile::kRowBytes);
-    } else {
+    } else if constexpr (!Tile::kByWords) {
       ldmatrix_x4_trans(out, tile + (first ^ i << 5) + step * 16 * Tile::kRowBytes);
+    } else {
+#pragma unroll
+      for (int half_mn = 0; half_mn < 2; ++half_mn) {
+#pragma unroll
+        for (int half_k = 0; half_k < 2; ++half_k) {
+          out[kOperand == Operand::A ? half_mn + 2 * half_k : half_k + 2 * half_mn] = ld_shared_u32(
+              tile + (first ^ (4 * i + 2 * half_mn) << 4) + (8 * step + 4 * half_k) * Tile::kRowBytes);
+        }
+      }
     }
   }
 };
+
+// float32 elements that were not rounded before become tf32 numbers, to nearest, ties away from zero.
+__device__ __forceinline__ void round_tf32(unsigned (&fragment)[4]) {
+#pragma unroll
+  for (int r = 0; r < 4; ++r) fragment[r] = cvt_rna_tf32_f32(__uint_as_float(fragment[r]));
+}
 
 // d (16, 8) += a b, for the element types of tensor cores.
 template <class In>
@@ -52,4 +73,10 @@ template <>
 __device__ __forceinline__ void multiply<Bfloat16>(float (&d)[4], const unsigned (&a)[4], unsigned b0,
                                                    unsigned b1) {
   mma_m16n8k16_bf16(d, a, b0, b1);
+}
+// The elements are tf32 numbers as float32 holds them.
+template <>
+__device__ __forceinline__ void multiply<float>(float (&d)[4], const unsigned (&a)[4], unsigned b0,
+                                                unsigned b1) {
+  mma_m16n8k8_tf32(d, a, b0, b1);
 }

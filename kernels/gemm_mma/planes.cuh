@@ -9,6 +9,18 @@
 template <int kPlanes>
 struct PlanePairs;
 template <>
+struct PlanePairs<2> {
+  static constexpr int kCount = 3;
+  __device__ static constexpr int a(int i) {
+    constexpr int plane[kCount] = {1, 0, 0};
+    return plane[i];
+  }
+  __device__ static constexpr int b(int i) {
+    constexpr int plane[kCount] = {0, 1, 0};
+    return plane[i];
+  }
+};
+template <>
 struct PlanePairs<3> {
   static constexpr int kCount = 6;
   __device__ static constexpr int a(int i) {
