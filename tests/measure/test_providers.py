@@ -427,8 +427,10 @@ def test_a_forced_family_is_forced() -> None:
 
 
 def test_what_the_planner_refuses_is_the_reason() -> None:
-    refused = Ours("sm_75").why_not(Case("linear", "float32", 64, 64, 64, precision="bf16x6"))
-    assert refused is not None and "bf16x6" in refused
+    x = gl.ShapeDtype((64, 64), "float32")
+    with pytest.raises(gl.BackendError) as refused:
+        gl.explain("linear", x, x, precision="bf16x6", arch="sm_75")
+    assert Ours("sm_75").why_not(Case("linear", "float32", 64, 64, 64, precision="bf16x6")) == str(refused.value)
 
 
 def test_fake_arrays_are_what_the_tests_take_them_for() -> None:
