@@ -44,7 +44,12 @@ def linear(
         weight: (out_features, in_features), the dtype of x.
         bias: (out_features,), the dtype of x or float32; None for none.
         activation: None, "relu", "gelu" (erf), "gelu_tanh" or "silu"; applied before the one rounding of the result.
-        precision: for float32 only: "ieee" (default), "tf32", "tf32x3", "bf16x6".
+        precision: for float32 only. "ieee" (default): FMA chains on CUDA cores; subnormals, Inf and NaN as IEEE has them.
+            The others run on the tensor cores of sm_80 and later. "bf16x6" and "tf32x3" split both operands into planes;
+            they err at most about as much as one FMA chain over the whole depth, tf32x3 up to twice that. Inf and NaN
+            are as IEEE has them; elements below 2**-110 (tf32x3: 2**-115) lose up to 2**-134 (2**-137); a product beyond
+            2**136 may come out as Inf of either sign or NaN. "tf32": operands rounded to 11 bits, error 2**-10.
+            docs/accuracy.md has bounds, modelled errors and the domain.
         out_dtype: float32 for 16-bit inputs, else the dtype of x.
         out: (*, out_features), written only; unit last stride. Decides out_dtype when that is not given.
         preact_out: (*, out_features) of the output dtype; receives x Wᵀ + b.
