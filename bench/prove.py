@@ -6,18 +6,22 @@ hardware; ``check``; ``train``; the experiments of docs/gpu-todo.md; the quick b
 the slowest case. DIR then holds
 
     prove.jsonl               a row per check, with its provenance
+    kernels.json              which kernels ran, by their machine code, and whether all they gave was right
     golden/                   copy over tests/golden
     ledger.json               the committed ledger and what passed: copy over tests/ledger.json
     results/<gpu>/*.jsonl     the bench's rows and the cost model's regret: copy over bench/results
     tuning/<arch>.json        winners: copy over gpulinear/tuning
     sanitizer-*.txt profile.txt
 
+The parts run in a process of their own (supervisor.py), so that one that hangs costs the others nothing.
 Exit codes: 0 all right, 1 something is wrong, 3 no GPU. A part can be run alone: ``--parts contract,bench``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,13 +33,13 @@ from gpulinear.device import why_no_gpu
 from gpulinear.errors import BackendError
 from gpulinear.measure.candidates import tunable
 from gpulinear.measure.cases import select
-from gpulinear.measure.device import Device
+from gpulinear.measure.device import Device, is_lost
 from gpulinear.measure.provenance import provenance
 from gpulinear.measure.providers import discover
 from gpulinear.measure.records import Recorder, results_path
 from gpulinear.measure.session import run
 
-from . import experiments, golden, prove_tools
+from . import experiments, golden, prove_tools, supervisor
 from .budget import Clock, Part, run_parts
 from .contract import Contract
 from .prove_kernels import Kernels
@@ -140,40 +144,96 @@ def tuning(out: Path) -> Part:
     return part
 
 
+# Part -> the most seconds that it may take, in the order in which they run.
+LIMITS = {
+    "golden_bits": 50.0,
+    "correctness": 100.0,
+    "contract": 60.0,
+    "emulator": 60.0,
+    "check": 20.0,
+    "train": 20.0,
+    "segments": 25.0,
+    "hot_and_cold": 10.0,
+    "host_costs": 8.0,
+    "stream_rate": 8.0,
+    "foreign_cubins": 4.0,
+    "bench": 90.0,
+    "tuning": 40.0,
+    "sanitizers": 40.0,
+    "profile": 25.0,
+}
+
+
 def parts(
     out: Path, kernels: Kernels, device: Device, where: Mapping[str, Any], cubins: Path | None = None
 ) -> list[tuple[str, float, Part]]:
     """What is done, in order, with the most seconds that each may take."""
     results = results_path(out / "results", where)
-    return [
-        ("golden_bits", 50.0, golden_bits(out / "golden", device.arch, where)),
-        ("correctness", 100.0, kernels.correctness),
-        ("contract", 60.0, contract(device)),
-        ("emulator", 60.0, kernels.emulator),
-        ("check", 20.0, checks),
-        ("train", 20.0, training),
-        ("segments", 25.0, experiments.segments(device, ("gemm_wgmma", "gemm_mma"))),
-        ("hot_and_cold", 10.0, experiments.hot_and_cold(device)),
-        ("host_costs", 8.0, experiments.host_costs(device)),
-        ("stream_rate", 8.0, experiments.stream_rate(device)),
-        ("foreign_cubins", 4.0, experiments.foreign_cubins(device, cubins)),
-        ("bench", 90.0, bench(device, results, where)),
-        ("tuning", 40.0, tuning(out)),
-        ("sanitizers", 40.0, prove_tools.sanitizers(out)),
-        ("profile", 25.0, prove_tools.profile(out, results)),
-    ]
+    made: dict[str, Part] = {
+        "golden_bits": golden_bits(out / "golden", device.arch, where),
+        "correctness": kernels.correctness,
+        "contract": contract(device),
+        "emulator": kernels.emulator,
+        "check": checks,
+        "train": training,
+        "segments": experiments.segments(device, ("gemm_wgmma", "gemm_mma")),
+        "hot_and_cold": experiments.hot_and_cold(device),
+        "host_costs": experiments.host_costs(device),
+        "stream_rate": experiments.stream_rate(device),
+        "foreign_cubins": experiments.foreign_cubins(device, cubins),
+        "bench": bench(device, results, where),
+        "tuning": tuning(out),
+        "sanitizers": prove_tools.sanitizers(out),
+        "profile": prove_tools.profile(out, results),
+    }
+    return [(name, seconds, made[name]) for name, seconds in LIMITS.items()]
 
 
-def write_ledger(out: Path, kernels: Kernels, where: Mapping[str, Any]) -> Part:
-    """The part that writes the committed ledger and the kernels that passed to ``out``."""
+# ---- the worker, which touches the GPU ---------------------------------------------------------
 
-    def part(clock: Clock) -> Iterator[dict[str, Any]]:
-        entries = kernels.entries(where)
-        ledger.append([*ledger.load(), *entries], out)
-        failed = sorted({name for name, _, good in kernels.seen.values() if not good})
-        yield {"passed": len(entries), "seen": len(kernels.seen), "failed_families": failed}
 
-    return part
+def work(options: argparse.Namespace) -> int:
+    """Run the named parts in this process, saying what goes on (see supervisor.py); returns the exit code.
+
+    4: the device has stopped answering, and what is left needs another process.
+    """
+    device, where = _device(), provenance()
+    print(f"@where {json.dumps(where)}", flush=True)
+    kernels = Kernels(options.out / KERNELS)
+    clock, good = Clock(options.budget), True
+    known = {name: (s, part) for name, s, part in parts(options.out, kernels, device, where, options.cubins)}
+    for name in options.parts.split(","):
+        print(f"@begin {name}", flush=True)
+        one = run_parts({name: known[name]}, options.out / ROWS, clock.left(), where, print)
+        kernels.save()
+        print(f"@end {name} {'ok' if one else 'bad'}", flush=True)
+        good = good and one
+        if is_lost(device):
+            return 4
+    return 0 if good else 1
+
+
+def _device() -> Device:
+    from gpulinear.measure.cuda_device import CudaDevice
+
+    return CudaDevice()
+
+
+# ---- the command, which does not ---------------------------------------------------------------
+
+ROWS, KERNELS = "prove.jsonl", "kernels.json"
+
+
+def finish(out: Path, outcome: supervisor.Outcome) -> dict[str, Any]:
+    """Write the committed ledger and the kernels that passed; returns the row that says so.
+
+    Where a worker died nobody knows which kernel did it: then none is entered.
+    """
+    kernels = Kernels(out / KERNELS)
+    entries = [] if outcome.deaths or not outcome.where else kernels.entries(outcome.where)
+    ledger.append([*ledger.load(), *entries], out / "ledger.json")
+    failed = sorted({name for name, _, good in kernels.seen.values() if not good})
+    return {"part": "ledger", "passed": len(entries), "seen": len(kernels.seen), "failed_families": failed}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -185,31 +245,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=570.0, help="seconds in all")
     parser.add_argument("--parts", default="", help="only these, separated by commas, still in their order")
     parser.add_argument("--cubins", type=Path, help="a kernel cache copied from another machine: do its cubins load?")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.worker:
+        return work(options)
+    wanted = [name for name in options.parts.split(",") if name] or list(LIMITS)
+    unknown = sorted(set(wanted) - set(LIMITS))
+    if unknown:
+        parser.error(f"parts are {', '.join(LIMITS)}; unknown: {', '.join(unknown)}")
     why = why_no_gpu()
     if why is not None:
         print(f"bench.prove needs a GPU with a working driver and CuPy ({why}); nothing was measured")
         return 3
     options.out.mkdir(parents=True, exist_ok=True)
-    device, where = _device(), provenance()
-    kernels, rows = Kernels(), options.out / "prove.jsonl"
-    known = parts(options.out, kernels, device, where, options.cubins)
-    wanted = [name for name in options.parts.split(",") if name]
-    unknown = sorted(set(wanted) - {name for name, _, _ in known})
-    if unknown:
-        parser.error(f"parts are {', '.join(name for name, _, _ in known)}; unknown: {', '.join(unknown)}")
-    todo = {name: (seconds, part) for name, seconds, part in known if not wanted or name in wanted}
-    good = run_parts(todo, rows, options.budget, where, print)
-    # Whatever the budget was spent on, what passed is kept.
-    last: dict[str, tuple[float, Part]] = {"ledger": (30.0, write_ledger(options.out / "ledger.json", kernels, where))}
-    good = run_parts(last, rows, 30.0, where, print) and good
-    return 0 if good else 1
 
+    def command(names: list[str], seconds: float) -> list[str]:
+        given = ["--out", str(options.out), "--budget", str(seconds), "--parts", ",".join(names)]
+        given += ["--cubins", str(options.cubins)] if options.cubins else []
+        return [sys.executable, "-m", "bench.prove", "--worker", *given]
 
-def _device() -> Device:
-    from gpulinear.measure.cuda_device import CudaDevice
-
-    return CudaDevice()
+    limits = {name: seconds for name, seconds in LIMITS.items() if name in wanted}
+    outcome = supervisor.supervise(command, limits, options.budget, print)
+    rows = [{"part": name, "status": "error", "error": reason} for name, reason in outcome.deaths.items()]
+    with open(options.out / ROWS, "a", encoding="utf-8") as file:
+        for row in [*rows, finish(options.out, outcome)]:
+            file.write(json.dumps({**row, **outcome.where}) + "\n")
+            print(row)
+    return 0 if outcome.good else 1
 
 
 if __name__ == "__main__":

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import gpulinear as gl
 from gpulinear import check, device, gemm, ledger, testing
-from gpulinear.config import SEGMENT, SIMT_TILES
+from gpulinear.config import SEGMENT
 from gpulinear.launch import compile_plan
 from gpulinear.plan import Options, Plan
-from gpulinear.problem import accumulator_dtype
 from gpulinear.views import numpy_dtype
 
 from .budget import Clock
@@ -22,8 +23,15 @@ from .budget import Clock
 Array = np.ndarray[Any, Any]
 
 # (tokens, out, in): tile edges, ragged sizes, and K of several segments for the running total and for split-K.
-SHAPES = ((1, 1, 1), (129, 127, 65), (300, 257, 2 * SEGMENT["gemm_simt"] + 13))
+SHAPES = (
+    (1, 1, 1),
+    (129, 127, 65),
+    (300, 257, 2 * SEGMENT["gemm_simt"] + 13),
+    (70, 66, 2 * SEGMENT["gemm_mma"] + 13),
+)
 LAYER_SHAPE = (65, 66, 67)
+TILE_SHAPE = (35, 36, 72)
+OPERANDS = {"linear": ("x", "weight"), "dgrad": ("dy", "weight"), "wgrad": ("dy", "x")}
 
 
 class Case(NamedTuple):
@@ -118,8 +126,18 @@ def _exact(case: Case, host: Mapping[str, Array]) -> list[Array]:
 class Kernels:
     """Which compiled kernels have run, and whether all that they gave was right."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path | None = None) -> None:
+        """``path``: where an earlier process has left what it saw (``save``)."""
+        self.path = path
         self.seen: dict[str, tuple[str, str, bool]] = {}
+        if path is not None and path.exists():
+            held = json.loads(path.read_text(encoding="utf-8"))
+            self.seen = {str(sha): (str(name), str(arch), good is True) for sha, (name, arch, good) in held.items()}
+
+    def save(self) -> None:
+        """Leave what was seen for the next process."""
+        if self.path is not None:
+            self.path.write_text(json.dumps(self.seen, indent=0), encoding="utf-8")
 
     def note(self, plan: Plan, good: bool) -> None:
         """Take in the outcome of a call."""
@@ -168,9 +186,9 @@ class Kernels:
                 on = {name: cupy.asarray(array) for name, array in host.items()}
                 a, b = factors(op, host)
                 want = a.astype(np.float64) @ b.astype(np.float64)
-                fma = testing.fma(dtype, SEGMENT["gemm_simt"])
-                bound = testing.gemm_bound(a, b, fma, out_dtype=numpy_dtype(dtype))
-                names = {"linear": ("x", "weight"), "dgrad": ("dy", "weight"), "wgrad": ("dy", "x")}[op]
+                how = check.summation(dtype, device.live_spec(0))
+                bound = testing.gemm_bound(a, b, how, out_dtype=numpy_dtype(dtype))
+                names = OPERANDS[op]
                 first: bytes | None = None
                 for choice in gl.explain(op, *(on[n] for n in names)).choices:
                     if choice.refused is not None:
@@ -199,7 +217,7 @@ class Kernels:
 
         arch = device.live_spec(0).arch
         for dtype in check.DTYPES:
-            for case in emulator_cases(dtype):
+            for case in emulator_cases(dtype, arch):
                 row = {
                     "op": case.op, "dtype": dtype, "view": case.view, "shape": case.shape, "tile": case.options.tile,
                     "splits": case.options.splits, "activation": case.activation,
@@ -233,15 +251,37 @@ class Kernels:
         return [ledger.Entry(name, sha, arch, *rest) for sha, (name, arch, good) in self.seen.items() if good]
 
 
-def emulator_cases(dtype: str) -> list[Case]:
+def legal_tiles(dtype: str, arch: str) -> dict[str, list[str]]:
+    """By op, the tiles that the planner may take for operands with ragged edges."""
+    tokens, out, inner = TILE_SHAPE
+    at = {
+        "x": gl.ShapeDtype((tokens, inner), dtype),
+        "weight": gl.ShapeDtype((out, inner), dtype),
+        "dy": gl.ShapeDtype((tokens, out), dtype),
+    }
+    return {
+        op: [c.config.tile for c in gl.explain(op, *(at[n] for n in names), arch=arch).choices if c.refused is None]
+        for op, names in OPERANDS.items()
+    }
+
+
+def emulator_cases(dtype: str, arch: str) -> list[Case]:
     """Every family and layout on shapes that the emulator runs in a second, then every tile."""
-    tiles = [
-        f"{t.block_m}x{t.block_n}x{t.block_k}/{t.thread_m}x{t.thread_n}" for t in SIMT_TILES[accumulator_dtype(dtype)]
-    ]
-    one, two = Options(tile=tiles[-1], splits=1), Options(tile=tiles[-1], splits=2)
-    small, long = (33, 31, 17), (3, 4, 2 * SEGMENT["gemm_simt"] + 5)
+    tiles = legal_tiles(dtype, arch)
+    smallest = [tile for tile in tiles["linear"] if tile in tiles["dgrad"] and tile in tiles["wgrad"]][-1]
+    one, two = Options(tile=smallest, splits=1), Options(tile=smallest, splits=2)
+    small, long = (33, 31, 17), (3, 4, 2 * segment_of(dtype, arch) + 5)
     cases = [Case(op, "contiguous", small, options=one) for op in ("linear", "dgrad", "wgrad", "bgrad")]
     cases += [Case("linear_backward", view, small, options=one) for view in ("transposed", "columns_stepped")]
     cases += [Case("linear_backward", "contiguous", small, "silu", one), Case("linear", "misaligned", small, None, one)]
     cases += [Case("linear", "contiguous", long, options=two)]
-    return cases + [Case("linear", "contiguous", (35, 36, 72), options=Options(tile=tile, splits=1)) for tile in tiles]
+    chosen = {tile: op for op in OPERANDS for tile in tiles[op]}  # an op that the tile can do
+    return cases + [
+        Case(op, "contiguous", TILE_SHAPE, options=Options(tile=tile, splits=1)) for tile, op in chosen.items()
+    ]
+
+
+def segment_of(dtype: str, arch: str) -> int:
+    """Elements of K in a segment of a dtype's GEMM family."""
+    operand = gl.ShapeDtype((1, 1), dtype)
+    return gl.explain("linear", operand, operand, arch=arch).choices[0].config.segment

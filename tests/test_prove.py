@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 import gpulinear as gl
-from bench import golden, prove, prove_kernels
+from bench import golden, prove, prove_kernels, supervisor
 from bench.budget import Clock, run_parts
 from bench.prove_kernels import Case, Kernels
 from gpulinear import ledger
+from gpulinear.device import DeviceSpec
 from gpulinear.measure import session
 from gpulinear.plan import Options
 
@@ -98,7 +99,7 @@ def host_as_device(monkeypatch: pytest.MonkeyPatch, compiled: None) -> Iterator[
     fake.__dict__.update({name: value for name, value in vars(np).items() if name[0] != "_" and name != "ndarray"})
     fake.__dict__["ndarray"] = type(None)  # no array is on the device, or the launch would look for one
     monkeypatch.setitem(sys.modules, "cupy", fake)
-    monkeypatch.setattr(prove_kernels.device, "live_spec", lambda _: types.SimpleNamespace(arch="sm_90a"))
+    monkeypatch.setattr(prove_kernels.device, "live_spec", lambda _: DeviceSpec.preset("sm_90a"))
     monkeypatch.setattr(prove_kernels.check, "DTYPES", ("float32",))
     with gl.host_backend("emulator", arch="sm_90a"):
         yield
@@ -136,8 +137,8 @@ def test_tiles_are_held_against_each_other(host_as_device: None, monkeypatch: py
     assert [row["status"] for row in rows] == ["ok"] * 3 and [row["splits"] for row in rows] == [1, 2, 3]
 
 
-def few(dtype: str) -> list[Case]:
-    small = Options(tile="32x32x16/4x4", splits=1)
+def few(dtype: str, arch: str) -> list[Case]:
+    small = Options(tile=prove_kernels.legal_tiles(dtype, arch)["wgrad"][-1], splits=1)
     return [
         Case("linear", "misaligned", (5, 6, 7), None, small),
         Case("linear_backward", "contiguous", (5, 6, 7), "silu", small),
@@ -166,47 +167,76 @@ def test_the_emulator_is_held_against_the_device(host_as_device: None, monkeypat
 
 def test_the_emulators_cases_reach_every_tile_and_split_k() -> None:
     for dtype in ("float32", "bfloat16", "float64"):
-        cases = prove_kernels.emulator_cases(dtype)
+        cases = prove_kernels.emulator_cases(dtype, "sm_90a")
         tiles = {case.options.tile for case in cases}
-        assert len(tiles) == len(prove_kernels.SIMT_TILES["float64" if dtype == "float64" else "float32"])
+        assert tiles == set().union(*prove_kernels.legal_tiles(dtype, "sm_90a").values())
         assert any(case.options.splits == 2 for case in cases)
         assert {case.op for case in cases} == {"linear", "dgrad", "wgrad", "bgrad", "linear_backward"}
 
 
 class Everything:
-    """main with fake parts on a fake GPU."""
+    """The worker with fake parts on a fake GPU, run in this process; ``lost``: after a part the device is gone."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, status: str) -> None:
-        self.kernels: Kernels | None = None
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, out: Path, status: str, lost: bool = False) -> None:
         monkeypatch.setattr(prove, "why_no_gpu", lambda: None)
         monkeypatch.setattr(prove, "_device", FakeDevice)
+        monkeypatch.setattr(prove, "is_lost", lambda device: lost)
         monkeypatch.setattr(prove, "provenance", lambda: dict(WHERE))
-
-        def one(clock: Clock) -> Iterator[dict[str, Any]]:
-            assert self.kernels is not None
-            self.kernels.seen = {"a" * 64: ("gemm_simt", "sm_90a", True), "b" * 64: ("act_grad", "sm_90a", False)}
-            yield {"status": status}
+        monkeypatch.setattr(prove, "LIMITS", {"one": 10.0, "two": 10.0})
+        self.codes: list[int] = []
+        self.deaths: dict[str, str] = {}
 
         def parts(out: Path, kernels: Kernels, device: Any, where: Any, cubins: Any) -> list[tuple[str, float, Any]]:
-            self.kernels = kernels
+            def one(clock: Clock) -> Iterator[dict[str, Any]]:
+                kernels.seen = {"a" * 64: ("gemm_simt", "sm_90a", True), "b" * 64: ("act_grad", "sm_90a", False)}
+                yield {"status": status}
+
             return [("one", 10.0, one), ("two", 10.0, lambda clock: iter([{"status": "unavailable"}]))]
 
+        def supervise(command: Any, limits: dict[str, float], budget: float, say: Any) -> supervisor.Outcome:
+            assert command(list(limits), budget)[:4] == [sys.executable, "-m", "bench.prove", "--worker"]
+            self.codes.append(prove.main(command(list(limits), budget)[3:]))
+            return supervisor.Outcome(self.codes == [0] and not self.deaths, self.deaths, dict(WHERE))
+
         monkeypatch.setattr(prove, "parts", parts)
+        monkeypatch.setattr(prove.supervisor, "supervise", supervise)
 
 
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("WRONG", 1)])
 def test_what_passed_goes_to_the_ledger(
     status: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Everything(monkeypatch, status)
+    Everything(monkeypatch, tmp_path, status)
     assert prove.main(["--out", str(tmp_path)]) == code
     new = [e for e in ledger.read(tmp_path / "ledger.json") if e not in ledger.load()]
     assert new == [ledger.Entry("gemm_simt", "a" * 64, "sm_90a", "Fake H200", "13.2", "13.5", "2026-01-02", "0123abc")]
     assert rows_of(tmp_path / "prove.jsonl")[-1]["failed_families"] == ["act_grad"]
 
 
+def test_what_an_earlier_process_saw_fail_stays_failed(tmp_path: Path) -> None:
+    first = Kernels(tmp_path / "kernels.json")
+    first.seen = {"a" * 64: ("gemm_simt", "sm_90a", False)}
+    first.save()
+    assert Kernels(tmp_path / "kernels.json").entries(WHERE) == []
+
+
+def test_a_dead_worker_enters_nothing_in_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = Everything(monkeypatch, tmp_path, "ok")
+    everything.deaths["one"] = "no answer for 35 s; it was stopped"
+    assert prove.main(["--out", str(tmp_path)]) == 1
+    rows = rows_of(tmp_path / "prove.jsonl")
+    assert [row["error"] for row in rows if row.get("status") == "error"] == ["no answer for 35 s; it was stopped"]
+    assert rows[-1]["passed"] == 0 and ledger.read(tmp_path / "ledger.json") == ledger.load()
+
+
+def test_a_lost_device_ends_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = Everything(monkeypatch, tmp_path, "ok", lost=True)
+    prove.main(["--out", str(tmp_path)])
+    assert everything.codes == [4] and [row["part"] for row in rows_of(tmp_path / "prove.jsonl")] == ["one", "ledger"]
+
+
 def test_a_spent_budget_still_writes_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Everything(monkeypatch, "ok")
+    Everything(monkeypatch, tmp_path, "ok")
     assert prove.main(["--out", str(tmp_path), "--budget", "0"]) == 0
     rows = rows_of(tmp_path / "prove.jsonl")
     assert [(row["part"], row.get("status")) for row in rows] == [
@@ -223,7 +253,7 @@ def test_golden_bits_that_differ_fail_the_proof(tmp_path: Path, monkeypatch: pyt
 
 
 def test_one_part_can_be_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Everything(monkeypatch, "WRONG")
+    Everything(monkeypatch, tmp_path, "WRONG")
     assert prove.main(["--out", str(tmp_path), "--parts", "two"]) == 0  # unavailable is no failure
     assert [row["part"] for row in rows_of(tmp_path / "prove.jsonl")] == ["two", "ledger"]
     with pytest.raises(SystemExit) as stop:
