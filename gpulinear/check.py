@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from . import gemm, testing
-from .config import SEGMENT
+from .config import SEGMENT, family_of
+from .device import DeviceSpec, live_spec
 from .linear import bgrad, dgrad, linear, wgrad
+from .problem import Gemm, Matrix
 from .views import numpy_dtype
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -91,31 +93,43 @@ def run(backend: str, arch: str | None = None, traffic: dict[str, Traffic] | Non
     xp: Any = np
     if backend == "cuda":
         import cupy as xp  # type: ignore[no-redef]
-    with nullcontext() if backend == "cuda" else gemm.host_backend(backend, arch or gemm.DEFAULT_ARCH):
+    spec = live_spec(0) if backend == "cuda" else DeviceSpec.preset(arch or gemm.DEFAULT_ARCH)
+    with nullcontext() if backend == "cuda" else gemm.host_backend(backend, spec.arch):
         for dtype in DTYPES:
             for seed, shape in enumerate(_shapes(backend)):
                 for layout in LAYOUTS:
-                    for row in _check_shape(dtype, shape, layout, seed, xp):
+                    for row in _check_shape(dtype, shape, layout, seed, xp, spec):
                         if backend == "emulator" and traffic is not None:
                             _add_last(traffic)
                         yield row
 
 
-def _check_shape(dtype: str, shape: tuple[int, int, int], layout: str, seed: int, xp: Any) -> Iterator[Row]:
+def summation(dtype: str, spec: DeviceSpec) -> testing.Summation:
+    """How the GEMMs of a dtype, in its default precision, add up on a device."""
+    operand = Matrix("", 1, 1, 1, 1, dtype)
+    family = family_of(Gemm("linear", operand, operand, operand, "ieee" if dtype == "float32" else None), spec)
+    if family == "gemm_simt":
+        return testing.fma(dtype, SEGMENT[family])
+    return testing.tensor_core(spec.arch, segment=SEGMENT[family])
+
+
+def _check_shape(
+    dtype: str, shape: tuple[int, int, int], layout: str, seed: int, xp: Any, spec: DeviceSpec
+) -> Iterator[Row]:
     tokens, out, inner = shape
     name = numpy_dtype(dtype)
     x = testing.normal((tokens, inner), name, seed)
     weight = testing.normal((out, inner), name, seed + 1)
     dy = testing.normal((tokens, out), name, seed + 2)
     wide_x, wide_w, wide_dy = (a.astype(np.float64) for a in (x, weight, dy))
-    fma = testing.fma(dtype, SEGMENT["gemm_simt"])
+    how = summation(dtype, spec)
     on = {key: _laid_out(a, layout, xp) for key, a in (("x", x), ("weight", weight), ("dy", dy))}
     for op, function, operands, a, b, exact in (
         ("linear", linear, ("x", "weight"), x, weight.T, wide_x @ wide_w.T),
         ("dgrad", dgrad, ("dy", "weight"), dy, weight, wide_dy @ wide_w),
         ("wgrad", wgrad, ("dy", "x"), dy.T, x, wide_dy.T @ wide_x),
     ):
-        bound = testing.gemm_bound(a, b, fma, out_dtype=name)
+        bound = testing.gemm_bound(a, b, how, out_dtype=name)
         got = function(*(on[operand] for operand in operands))
         yield Row(op, dtype, layout, shape, _ratio(got, exact, bound))
     sums = testing.fma(dtype, SEGMENT["column_sum"])

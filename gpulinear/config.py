@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 # Version of the numbers: raised when a change of kernel or order of reduction changes a result bit.
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 
 Config = GemmConfig | ColumnSumConfig | ActGradConfig | OrderedReduceConfig | SplitPlanesConfig | StridedCopyConfig
 
@@ -60,6 +60,8 @@ def family_of(gemm: Gemm, spec: DeviceSpec) -> str:
     """
     if gemm.precision not in (None, "ieee"):
         return "gemm_mma"  # also where it cannot run: its refusal says why
+    if gemm.dtype in ("float16", "bfloat16") and spec.compute_capability >= (8, 0):
+        return "gemm_mma"
     return "gemm_simt"
 
 

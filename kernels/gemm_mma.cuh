@@ -1,8 +1,9 @@
-// GEMM on tensor cores with mma.sync: D = act(A B + bias), 16-bit operands, float32 sums, for any majors of A and B.
+// GEMM on tensor cores with mma.sync: D = act(A B + bias), 16-bit operands or float32 ones rounded to tf32, float32 sums,
+// for any majors of A and B.
 //
 // Tiles      A block computes kBlockM x kBlockN outputs, a warp kWarpM x kWarpN of them in instructions of
-//            16 x 8 x 16. Of such a 16 x 8, lane l owns rows l / 4 and l / 4 + 8, columns 2 (l % 4) and the next.
-// Pipeline   A cp.async ring of kStages k-tiles, one barrier per k-tile. The fragments of the next k16 step are loaded
+//            16 x 8 x 16 (tf32: 16 x 8 x 8). Of such a 16 x 8, lane l owns rows l / 4 and l / 4 + 8, columns 2 (l % 4) and the next.
+// Pipeline   A cp.async ring of kStages k-tiles, one barrier per k-tile. The fragments of the next step are loaded
 //            while the current one is multiplied, over the border of a k-tile too, each into the registers of the one
 //            that it replaces: of A after its row of instructions, of B in the last row.
 // Reduction  K is cut into segments of kSegment. Inside one an output is a single chain of instructions, k ascending,
@@ -46,6 +47,7 @@ __device__ void gemm_mma(const GemmParams& p) {
                 kStages = Config::kStages, kPlanes = Config::kPlanes;
   constexpr int kStepK = 32 / sizeof(In), kSteps = kBK / kStepK;
   constexpr int kThreads = 32 * gemm_mma_warps<Config>();
+  constexpr bool kRound = sizeof(In) == 4 && kPlanes == 1;  // planes are tf32 numbers already
   using TileA = MmaTile<In, Config::kMajorA, kBM, kBK>;
   using TileB = MmaTile<In, Config::kMajorB, kBN, kBK>;
   using ReaderA = FragmentReader<TileA, Operand::A, Config::kWarpM>;
@@ -135,8 +137,12 @@ __device__ void gemm_mma(const GemmParams& p) {
           const unsigned tile_a = ring + slot * kStageBytes, tile_b = tile_a + kPartA;
 #pragma unroll
           for (int i = 0; i < ReaderA::kCount; ++i) {
+            if constexpr (kRound) round_tf32(a[i]);
 #pragma unroll
             for (int j = 0; j < ReaderB::kCount; ++j) {
+              if constexpr (kRound) {
+                if (i == 0) round_tf32(b[j]);
+              }
               multiply<In>(acc[i][2 * j], a[i], b[j][0], b[j][1]);
               multiply<In>(acc[i][2 * j + 1], a[i], b[j][2], b[j][3]);
               if (more && i + 1 == ReaderA::kCount) read_b.load(b[j], tile_b, j, next_step);

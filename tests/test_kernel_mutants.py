@@ -178,14 +178,18 @@ MUTANTS = [
 ]  # fmt: skip
 
 
+def print_matrix(title: str, caught: dict[str, str]) -> None:
+    width = max((len(name) for name in caught), default=0)
+    print(f"\n{title}: caught by")
+    for name, how in caught.items():
+        print(f"  {name:<{width}}  {how}")
+
+
 @pytest.fixture(scope="module")
 def matrix() -> Iterator[dict[str, str]]:
     caught: dict[str, str] = {}
     yield caught
-    width = max((len(name) for name in caught), default=0)
-    print("\nkernel mutants: caught by")
-    for name, how in caught.items():
-        print(f"  {name:<{width}}  {how}")
+    print_matrix("kernel mutants", caught)
 
 
 def verdict(probe: Probe) -> str | None:
@@ -214,10 +218,8 @@ def test_the_clean_kernels_pass(probe: Probe, schedule: str, compiled: None, mon
         assert verdict(probe) is None
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_every_mutant_is_caught(
-    mutant: Mutant, compiled: None, matrix: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def caught_by(mutant: Mutant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What catches a mutant: its probe is run on a copy of the kernels that holds it."""
     kernels = tmp_path / "kernels"
     shutil.copytree(compiler.kernels_dir(), kernels)
     path = kernels / mutant.file
@@ -225,7 +227,14 @@ def test_every_mutant_is_caught(
     assert text.count(mutant.old) == 1, f"{mutant.old!r} stands {text.count(mutant.old)} times in {mutant.file}"
     path.write_text(text.replace(mutant.old, mutant.new))
     monkeypatch.setattr(compiler, "kernels_dir", lambda: kernels)
-    with gl.host_backend("emulator"):
-        how = verdict(mutant.probe)
+    how = verdict(mutant.probe)
     assert how is not None, "the mutant survived"
-    matrix[mutant.name] = how
+    return how
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_mutant_is_caught(
+    mutant: Mutant, compiled: None, matrix: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gl.host_backend("emulator"):
+        matrix[mutant.name] = caught_by(mutant, tmp_path, monkeypatch)

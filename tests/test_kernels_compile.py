@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -34,15 +35,15 @@ EVERYTHING = os.environ.get("GPULINEAR_TEST_ALL_VARIANTS") == "1"
 
 def make_gemm(dtype: str, layout: str, align: int, out_dtype: str | None = None) -> Gemm:
     size = 256
-    k_major_a, k_major_b = LAYOUTS[layout]
+    k_major_a, k_major_b = {**LAYOUTS, "TT": (False, True)}[layout]
     a = Matrix("a", size, size, *((size, 1) if k_major_a else (1, size)), dtype, align)
     b = Matrix("b", size, size, *((1, size) if k_major_b else (size, 1)), dtype, align)
     d = Matrix("d", size, size, size, 1, out_dtype or dtype, align)
     return Gemm("linear", a, b, d, "ieee" if dtype == "float32" else None)
 
 
-def legal(gemm: Gemm, arch: str) -> list[GemmConfig]:
-    return [config for config, refused in candidates(gemm, DeviceSpec.preset(arch)) if refused is None]
+def legal(gemm: Gemm, arch: str, family: str = "gemm_simt") -> list[GemmConfig]:
+    return [config for config, refused in candidates(gemm, DeviceSpec.preset(arch), family) if refused is None]
 
 
 JUMPS = ("bra", "brx", "ret", "exit")
@@ -99,6 +100,34 @@ def test_gemm_simt_fits_on_every_arch(arch: str) -> None:
         variants = legal(make_gemm(dtype, layout, max(align, ITEMSIZE[dtype])), arch)
         for config in variants if EVERYTHING else variants[:1]:
             check(config, arch)
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "TT"])
+@pytest.mark.parametrize("arch", [arch for arch in ARCHS if arch != "sm_75"])
+def test_gemm_mma_fits(arch: str, layout: str) -> None:
+    """Aligned: all tiles where most are planned, else the largest; and the largest with copies of single elements."""
+    for dtype, out_dtype, align in (("bfloat16", None, 16), ("float16", "float32", 16), ("bfloat16", None, 2)):
+        variants = legal(make_gemm(dtype, layout, align, out_dtype), arch, "gemm_mma")
+        assert len(variants) == (5 if align == 16 else 3)
+        all_tiles = EVERYTHING or (arch == "sm_80" and (dtype, align) == ("bfloat16", 16))
+        for config in variants if all_tiles else variants[:1]:
+            check(config, arch)
+
+
+@pytest.mark.parametrize("arch", [arch for arch in ARCHS if arch != "sm_75"])
+def test_tf32_gemm_mma_fits(arch: str) -> None:
+    for layout, align in (("NT", 16), ("TN", 16), ("NN", 4)):
+        gemm = replace(make_gemm("float32", layout, align), precision="tf32")
+        for config in legal(gemm, arch, "gemm_mma")[: None if EVERYTHING else 1]:
+            assert "cvt.rna.tf32.f32" in check(config, arch)
+
+
+def test_gemm_mma_has_the_promised_instructions() -> None:
+    for layout, load in (("NT", "ldmatrix.sync.aligned.m8n8.x4.shared"), ("TN", "ldmatrix.sync.aligned.m8n8.x4.trans")):
+        ptx = check(legal(make_gemm("bfloat16", layout, 16), "sm_80", "gemm_mma")[0], "sm_80")
+        assert load in ptx and "cp.async.cg.shared.global" in ptx and "st.global.v4" in ptx
+        assert "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32" in ptx
+        assert ".ftz" not in ptx and "approx" not in ptx
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90a"])

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import gpulinear as gl
-from gpulinear import gemm, reference, testing
+from gpulinear import check, gemm, reference, testing
 from gpulinear.config import SEGMENT, SIMT_TILES
+from gpulinear.device import DeviceSpec
 from gpulinear.plan import Options
 from gpulinear.problem import accumulator_dtype
 
@@ -24,6 +25,7 @@ DTYPES = [np.dtype("float32"), np.dtype("float64"), np.dtype("float16"), BF16]
 F32 = np.dtype("float32")
 ARCHS = ("sm_75", "sm_80", "sm_90a", "sm_120")
 SMALL = "32x32x16/4x4"
+SPEC = DeviceSpec.preset("sm_90a")
 NAMES = {dtype: "bfloat16" if dtype == BF16 else dtype.name for dtype in DTYPES}
 
 
@@ -120,7 +122,7 @@ def test_every_schedule_gives_the_same_bits(dtype: Any, schedule: str, monkeypat
 def test_errors_stay_within_the_bound(dtype: np.dtype[Any], fill: str) -> None:
     make = getattr(testing, fill)
     x, w, dy = make((9, 77), dtype, 0), make((11, 77), dtype, 1), make((9, 11), dtype, 2)
-    how = testing.fma(NAMES[dtype], SEGMENT["gemm_simt"])
+    how = check.summation(NAMES[dtype], SPEC)
     for got, a, b in ((gl.linear(x, w), x, w.T), (gl.dgrad(dy, w), dy, w), (gl.wgrad(dy, x), dy.T, x)):
         testing.assert_within(got, f8(a) @ f8(b), testing.gemm_bound(a, b, how, out_dtype=dtype))
 
@@ -132,7 +134,7 @@ def test_activation_forward_and_backward(dtype: np.dtype[Any], activation: str) 
     preact = np.empty((7, 33), dtype)
     y = gl.linear(x, w, b, activation=activation, preact_out=preact)
     testing.assert_same_bits(preact, gl.linear(x, w, b))
-    how = testing.fma(NAMES[dtype], SEGMENT["gemm_simt"])
+    how = check.summation(NAMES[dtype], SPEC)
     exact = f8(x) @ f8(w).T + f8(b)
     bound = testing.gemm_bound(x, w.T, how, out_dtype=dtype, bias=b, activation=activation)
     testing.assert_within(y, reference.activate(exact, activation), bound)
@@ -182,7 +184,7 @@ def test_splits_of_k_give_the_same_bits(dtype: Any) -> None:  # D4
     x, w = testing.normal((3, inner), dtype, 0), testing.normal((4, inner), dtype, 1)
     bits = []
     for splits in (1, 2, 3):
-        with gemm.planning(Options(tile=SMALL, splits=splits)):
+        with gemm.planning(Options(family="gemm_simt", tile=SMALL, splits=splits)):
             bits.append(gl.linear(x, w, activation="gelu"))
     testing.assert_same_bits(bits[1], bits[0])
     testing.assert_same_bits(bits[2], bits[0])

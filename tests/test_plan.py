@@ -38,7 +38,7 @@ def test_the_grid_covers_the_output_and_k_once(arch: str, m: int, n: int, k: int
         config = step.config
         assert value(step, "tiles_m") == -(-m // config.block_m) and value(step, "tiles_n") == -(-n // config.block_n)
         splits, per_split = value(step, "splits"), value(step, "segments_per_split")
-        segments = -(-k // S)
+        segments = -(-k // config.segment)
         assert (splits - 1) * per_split < segments <= splits * per_split  # type: ignore[operator]
         assert step.grid == value(step, "tiles_m") * value(step, "tiles_n") * splits  # type: ignore[operator]
 

@@ -150,32 +150,40 @@ class GemmMmaConfig(GemmConfig):
         if spec.compute_capability < (8, 0):
             return f"m16n8k16 and cp.async need sm_80, this is {spec.arch}" + _OTHERWISE.get(gemm.precision or "", "")
         split = SPLITS.get(gemm.precision or "")
-        kinds = (split.dtype,) if split else ("float16", "bfloat16")
+        if split:
+            kinds: tuple[str, ...] = (split.dtype,)
+        else:
+            kinds = ("float32",) if gemm.precision == "tf32" else ("float16", "bfloat16")
         if gemm.dtype not in kinds:
             otherwise = _OTHERWISE.get(gemm.precision or "", "")
             return f"gemm_mma multiplies {' and '.join(kinds)}, not {gemm.dtype}{otherwise}"
         if split and split.along_k and not (self.k_major_a and self.k_major_b):
             return f"planes of {gemm.precision} lie along K: ldmatrix transposes 16-bit elements only"
+        if self.narrow and self.warp_m * self.warp_n == 64 * 64:
+            return "64x64 warp tiles leave no registers for copies of less than 16 bytes"
         return self.limits(spec)
 
     def macs_per_clock(self, spec: DeviceSpec, warps: float) -> float:
-        """The tensor pipe's peak times the main loop's share; four schedulers need a warp each, and two hide latency."""
+        """The tensor pipe's peak times the main loop's share. Four schedulers need a warp each, and three hide latency where
+        an instruction is short (the data-centre chips)."""
         peak = _MACS_PER_CLOCK.get(spec.compute_capability, 256)
+        wanted = 12 if peak >= 1024 else 8
+        if self.dtype == "float32":  # tf32
+            peak /= 2
         if self.planes > 1:  # long steps: two warps hide the latency between them
-            products = (
-                self.planes * (self.planes + 1) // 2 * (2 if self.dtype == "float32" else 1)
-            )  # tf32: half the rate
+            products = self.planes * (self.planes + 1) // 2
             return peak / products * _PLANES_SHARE[self.warp_m * self.warp_n] * min(1.0, warps / 4)
-        return peak * _SHARE[self.warp_m * self.warp_n] * min(1.0, (1 + warps / 4) / 3)
+        return peak * _SHARE[self.warp_m * self.warp_n] * min(1.0, (4 + warps) / wanted)
 
     @classmethod
     def candidates(cls, gemm: Gemm, spec: DeviceSpec) -> Iterator[GemmMmaConfig]:
         """Every tile, for the operands as they lie."""
-        # Stages by the shared memory of an SM; sm_120 is fastest with two long ones (docs/design.md, "Kernels").
-        two_long = spec.compute_capability >= (12, 0)
-        stages = 2 if two_long else 4 if spec.smem_per_sm > 128 * 1024 else 3
+        deep = 4 if spec.smem_per_sm > 128 * 1024 else 3
         split = SPLITS.get(gemm.precision or "")
         for tile in PLANE_TILES if split else MMA_TILES:
+            # sm_120 is fastest with two long stages (docs/design.md, "Kernels"), which 128x256 has no room for.
+            two = spec.compute_capability >= (12, 0) and gemm.dtype != "float32"
+            long = two and tile.block_m * tile.block_n < 128 * 256
             config = cls(
                 dtype=gemm.dtype,
                 out_dtype=gemm.d.dtype,
@@ -184,11 +192,11 @@ class GemmMmaConfig(GemmConfig):
                 k_major_b=gemm.b.col_major,
                 block_m=tile.block_m,
                 block_n=tile.block_n,
-                block_k=64 if two_long else 32,
+                block_k=(128 if long else 64) // ITEMSIZE[gemm.dtype],
                 warp_m=tile.warp_m,
                 warp_n=tile.warp_n,
                 resident=tile.resident,
-                stages=stages,
+                stages=2 if two else deep,
                 vec_a=copy_bytes(gemm.a, pitch_a(gemm), gemm.k if gemm.a.row_major else gemm.m),
                 vec_b=copy_bytes(gemm.b, pitch_b(gemm), gemm.k if gemm.b.col_major else gemm.n),
             )

@@ -92,6 +92,13 @@ __device__ __forceinline__ void st_global_v4(void* to, unsigned x, unsigned y, u
                : "memory");
 }
 
+// Not moved over a barrier, and not before a copy that it waits for.
+__device__ __forceinline__ unsigned ld_shared_u32(unsigned shared_address) {
+  unsigned value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(shared_address) : "memory");
+  return value;
+}
+
 __device__ __forceinline__ void st_shared_v2(float* smem, float x, float y) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared_address(smem)), "f"(x), "f"(y) : "memory");
 }
@@ -99,6 +106,15 @@ __device__ __forceinline__ void st_shared_v4(float* smem, float x, float y, floa
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(smem)), "f"(x), "f"(y), "f"(z),
                "f"(w)
                : "memory");
+}
+
+// ---- tf32 (sm_80) ----
+
+// To 10 bits of fraction, to nearest, ties away from zero; the low 13 bits are zero.
+__device__ __forceinline__ unsigned cvt_rna_tf32_f32(float value) {
+  unsigned bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
 }
 
 // ---- warp-wide matrix instructions (sm_75; 16x8x16 and tf32: sm_80) ----

@@ -4,6 +4,7 @@
 //   K-major   kBlockMN rows of kBlockK elements        MN-major   kBlockK rows of kBlockMN elements
 // Rows are cut into 16-byte chunks, and chunk c of row r lies at c ^ swizzle(r): the eight rows of an 8x8 matrix, at
 // one chunk, then lie in eight different groups of four banks (ldmatrix), and so do eight consecutive chunks (copies).
+// ldmatrix transposes 16-bit elements only: of MN-major float32 a warp reads eight columns of four rows, word by word.
 #pragma once
 
 #include "common/layout.cuh"
@@ -20,11 +21,16 @@ struct MmaTile {
   static constexpr int kChunksPerRow = kRowBytes / 16;
   static constexpr int kRowsPerLine = kRowBytes >= 128 ? 1 : 128 / kRowBytes;  // rows in all 32 banks
   static constexpr int kMask = (kChunksPerRow < 8 ? kChunksPerRow : 8) - 1;
+  static constexpr bool kByWords = kMajor == Major::MN && sizeof(In) == 4;
+  static constexpr int kPeriod =
+      kByWords ? 4 : kRowsPerLine * (kMask + 1);  // rows so far apart have one swizzle
   static_assert(kRowBytes == 64 || kRowBytes % 128 == 0, "a row is 64 bytes or whole lines of 128");
+  static_assert(!kByWords || kRowBytes >= 128,
+                "four rows of two chunks lie in eight different groups of banks");
 
   // Byte offset of a chunk.
   __device__ static constexpr unsigned offset(int row, int chunk) {
-    return row * kRowBytes + ((chunk ^ (row / kRowsPerLine & kMask)) << 4);
+    return row * kRowBytes + ((chunk ^ (kByWords ? row % 4 * 2 : row / kRowsPerLine & kMask)) << 4);
   }
 };
 
@@ -39,8 +45,7 @@ struct TileCopier {
   static constexpr int kCount = Tile::kRows / kPass;            // chunks of a thread
   static_assert(kThreads % Tile::kChunksPerRow == 0 && Tile::kRows % kPass == 0,
                 "every thread copies as much");
-  static_assert(kPass % (Tile::kRowsPerLine * (Tile::kMask + 1)) == 0,
-                "all rows of a thread have one swizzle");
+  static_assert(kPass % Tile::kPeriod == 0, "all rows of a thread have one swizzle");
   static_assert(kVec == 16 || kVec == 8 || kVec == 4 || kVec == sizeof(In), "cp.async, or single elements");
 
   const In* from;            // this thread's first chunk in the next k-tile

@@ -1,0 +1,176 @@
+"""The kill matrix of gemm_mma: bugs put into it on purpose, each of which a report, a counter or a number must catch.
+
+As tests/test_kernel_mutants.py, whose machinery runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import gpulinear as gl
+from gpulinear import gemm, testing
+from gpulinear.backends.emulator import last_results
+from gpulinear.plan import Options
+
+from .test_kernel_counters import aligned
+from .test_kernel_mutants import Mutant, Probe, caught_by, f8, ints, print_matrix, verdict
+
+Array = np.ndarray[Any, Any]
+BF16 = np.dtype(ml_dtypes.bfloat16)
+SMALL = "64x64x32/32x32"
+
+
+def mma(**options: Any) -> Any:
+    return gemm.planning(Options(**{"family": "gemm_mma", "tile": SMALL, **options}))
+
+
+def ragged() -> list[tuple[Array, Array]]:
+    """Two tiles in each direction, all with ragged edges, in 16-byte copies; K of six k-tiles, more than the stages."""
+    x, w = ints(70, 168, dtype=BF16), ints(66, 168, dtype=BF16, seed=1)
+    with mma():
+        return [(gl.linear(x, w), (f8(x) @ f8(w).T).astype(BF16))]
+
+
+def transposed() -> list[tuple[Array, Array]]:
+    x, dy = ints(75, 72, dtype=BF16), ints(75, 80, dtype=BF16, seed=1)
+    with mma():
+        return [(gl.wgrad(dy, x), (f8(dy).T @ f8(x)).astype(BF16))]
+
+
+def unaligned() -> list[tuple[Array, Array]]:
+    """Copies of single elements, and of four bytes."""
+    pairs = []
+    for inner in (37, 38):
+        x, w = ints(5, inner, dtype=BF16), ints(6, inner, dtype=BF16, seed=1)
+        with mma():
+            pairs.append((gl.linear(x, w), (f8(x) @ f8(w).T).astype(BF16)))
+    return pairs
+
+
+def segments() -> list[tuple[Array, Array]]:
+    """Three segments of K, in one block and split, against each other and against exact integers."""
+    x, w = ints(3, 144, dtype=BF16), ints(12, 144, dtype=BF16, seed=1)
+    y, v = testing.normal((3, 144), BF16, 2), testing.normal((12, 144), BF16, 3)
+    exact = (f8(x) @ f8(w).T).astype(np.float32)
+    results = []
+    for splits in (1, 3):
+        with mma(segment=64, splits=splits):
+            results += [gl.linear(x, w, out_dtype="float32"), gl.linear(y, v, out_dtype="float32")]
+    return [(results[0], exact), (results[2], exact), (results[1], results[3])]
+
+
+def bias_and_activation() -> list[tuple[Array, Array]]:
+    x, w, b = ints(9, 8, dtype=BF16), ints(40, 8, dtype=BF16, seed=1), ints(40, dtype=BF16, seed=2)
+    z = f8(x) @ f8(w).T + f8(b)
+    preact = np.empty((9, 40), BF16)
+    with mma():
+        y = gl.linear(x, w, b, activation="relu", preact_out=preact)
+    return [(y, np.maximum(z, 0).astype(BF16)), (preact, z.astype(BF16))]
+
+
+def accumulate() -> list[tuple[Array, Array]]:
+    x, dy, held = ints(9, 16, dtype=BF16), ints(9, 5, dtype=BF16, seed=1), ints(5, 16, seed=2)
+    out = held.copy()
+    with mma():
+        gl.wgrad(dy, x, out=out, accumulate=True)
+    return [(out, (f8(dy).T @ f8(x) + f8(held)).astype(np.float32))]
+
+
+def zeros() -> list[tuple[Array, Array]]:
+    """Products that all underflow from below sum to -0 without the addition of +0."""
+    x, w = np.full((2, 16), -0.0, BF16), np.ones((8, 16), BF16)
+    with mma():
+        return [(gl.linear(x, w), np.zeros((2, 8), BF16))]
+
+
+def conflicts() -> list[tuple[Array, Array]]:
+    """The ratios of the emulator's counters are 1."""
+    ratios = []
+    for op in ("linear", "wgrad"):
+        a, b = aligned(ints(64, 64, dtype=BF16)), aligned(ints(64, 64, dtype=BF16, seed=1))
+        with mma(segment=32):
+            getattr(gl, op)(a, b, out=aligned(np.zeros((64, 64), BF16)))
+        counters = last_results()[0][1].counters
+        ratios += [counters.wavefront_ratio, counters.sector_ratio]
+    return [(np.array(ratios), np.ones(4))]
+
+
+KERNEL, TILE, FRAGMENTS, STORE = (
+    "gemm_mma.cuh",
+    "gemm_mma/tile.cuh",
+    "gemm_mma/fragments.cuh",
+    "gemm_mma/store.cuh",
+)
+
+MUTANTS = [
+    Mutant("no barrier before the next k-tile", KERNEL, "__syncthreads();  // everybody's has, and everybody has",
+           "// everybody's has, and everybody has", ragged),
+    Mutant("waits for one group too few", KERNEL, "cp_async_wait<kStages - 2>();  // this thread's part of tile t + 1",
+           "cp_async_wait<kStages - 1>();  // this thread's part of tile t + 1", ragged),
+    Mutant("refills one slot too early", KERNEL, "slot == 0 ? kStages - 1 : slot - 1", "slot", ragged),
+    Mutant("a k-tile too few", KERNEL, "(k_end - k_begin + kBK - 1) / kBK", "(k_end - k_begin) / kBK", ragged),
+    Mutant("fragments of the old slot", KERNEL, "slot = slot + 1 == kStages ? 0 : slot + 1;\n          }\n          const",
+           "}\n          const", ragged),
+    Mutant("segments of a split one short", KERNEL, "first_segment + p.segments_per_split, segments",
+           "first_segment + p.segments_per_split, segments - 1", segments),
+    Mutant("the wrong half of B", KERNEL, "multiply<In>(acc[i][2 * j + 1], a[i], b[j][2], b[j][3]);",
+           "multiply<In>(acc[i][2 * j + 1], a[i], b[j][0], b[j][1]);", ragged),
+    Mutant("rows past the edge", TILE, "i * kPass < rows_left ?", "i * kPass <= rows_left ?", ragged),
+    Mutant("a row of k too many", TILE, "i * kPass < rows_left ?", "i * kPass <= rows_left ?", transposed),
+    Mutant("elements past the edge", TILE, "element < exist);", "element <= exist);", ragged),
+    Mutant("an element past the edge", TILE, "2 * i + 1 < exist", "2 * i < exist", unaligned),
+    Mutant("k does not advance", TILE, "from += tile_step;", "", ragged),
+    Mutant("edges do not come nearer", TILE, "(kAlongK ? cols_left : rows_left) -= kBlockK;", "", ragged),
+    Mutant("no swizzle", TILE, "chunk ^ (kByWords ? row % 4 * 2 : row / kRowsPerLine & kMask)", "chunk", conflicts),
+    Mutant("swizzle by the wrong rows", TILE, "row / kRowsPerLine & kMask", "row & kMask", conflicts),
+    Mutant("halves of A swapped", FRAGMENTS, "kOperand == Operand::A ? matrix % 2 : matrix / 2",
+           "kOperand == Operand::A ? matrix / 2 : matrix / 2", ragged),
+    Mutant("fragment and step swapped", FRAGMENTS, "i * 16 * Tile::kRowBytes", "step * 16 * Tile::kRowBytes", ragged),
+    Mutant("not transposed", FRAGMENTS, "ldmatrix_x4_trans(", "ldmatrix_x4(", transposed),
+    Mutant("staged before it was read", STORE, "write(row0 + part * kStagedRows);\n    __syncwarp();",
+           "write(row0 + part * kStagedRows);", ragged),
+    Mutant("read before it was staged", STORE, "__syncwarp();\n    write(", "write(", ragged),
+    Mutant("negative zeros stay", STORE, "add_rn(two[h % 2 * 2 + 1], 0.f)", "two[h % 2 * 2 + 1]", zeros),
+    Mutant("sums not cleared", STORE, "two[h % 2 * 2] = two[h % 2 * 2 + 1] = 0;", "", segments),
+    Mutant("columns past the edge", STORE, "count = min(kWidth, p.n - col);", "count = kWidth;", ragged),
+    Mutant("rows of the output past the edge", STORE, "if (at >= p.m || count <= 0) continue;",
+           "if (at > p.m || count <= 0) continue;", ragged),
+    Mutant("first segment's total dropped", STORE, "if (segment > 0) {", "if (segment > 1) {", segments),
+    Mutant("accumulate ignored", STORE, "} else if (p.accumulate) {", "} else if (false) {", accumulate),
+    Mutant("all segments into one slab", STORE, "static_cast<long long>(segment) * p.m * p.n", "0", segments),
+    Mutant("bias past the edge", STORE, "if (col0 + c < p.n)", "if (true)", bias_and_activation),
+    Mutant("bias before its lanes are there", STORE, "      __syncwarp();  // other lanes take these elements now\n", "",
+           bias_and_activation),
+    Mutant("chunks in the other order", STORE, "(chunk ^ swap) * 4", "chunk * 4", conflicts),
+]  # fmt: skip
+
+PROBES = sorted({mutant.probe for mutant in MUTANTS}, key=lambda probe: probe.__name__)
+
+
+@pytest.fixture(scope="module")
+def matrix() -> Iterator[dict[str, str]]:
+    caught: dict[str, str] = {}
+    yield caught
+    print_matrix("gemm_mma mutants", caught)
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.__name__)
+@pytest.mark.parametrize("schedule", ["lockstep", "warps", "random:0"])
+def test_the_clean_kernel_passes(probe: Probe, schedule: str, compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPULINEAR_EMULATOR_SCHEDULE", schedule)
+    with gl.host_backend("emulator", arch="sm_80"):
+        assert verdict(probe) is None
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_mutant_is_caught(
+    mutant: Mutant, compiled: None, matrix: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gl.host_backend("emulator", arch="sm_80"):
+        matrix[mutant.name] = caught_by(mutant, tmp_path, monkeypatch)
