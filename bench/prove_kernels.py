@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -251,7 +252,14 @@ class Kernels:
         return [ledger.Entry(name, sha, arch, *rest) for sha, (name, arch, good) in self.seen.items() if good]
 
 
-def legal_tiles(dtype: str, arch: str) -> dict[str, list[str]]:
+def families_of(dtype: str, arch: str) -> list[str]:
+    """The GEMM families of a dtype: of weights of any width, and of those whose rows are multiples of 16 bytes."""
+    squares = [gl.ShapeDtype((size, size), dtype) for size in (1, 16)]
+    plans = [gl.explain("linear", square, square, arch=arch) for square in squares]
+    return list(dict.fromkeys(plan.choices[0].config.family for plan in plans))
+
+
+def legal_tiles(dtype: str, arch: str, family: str) -> dict[str, list[str]]:
     """By op, the tiles that the planner may take for operands with ragged edges."""
     tokens, out, inner = TILE_SHAPE
     at = {
@@ -259,29 +267,28 @@ def legal_tiles(dtype: str, arch: str) -> dict[str, list[str]]:
         "weight": gl.ShapeDtype((out, inner), dtype),
         "dy": gl.ShapeDtype((tokens, out), dtype),
     }
-    return {
-        op: [c.config.tile for c in gl.explain(op, *(at[n] for n in names), arch=arch).choices if c.refused is None]
-        for op, names in OPERANDS.items()
-    }
+    with gemm.planning(Options(family=family)):
+        plans = {op: gl.explain(op, *(at[name] for name in names), arch=arch) for op, names in OPERANDS.items()}
+    return {op: [c.config.tile for c in plan.choices if c.refused is None] for op, plan in plans.items()}
 
 
 def emulator_cases(dtype: str, arch: str) -> list[Case]:
     """Every family and layout on shapes that the emulator runs in a second, then every tile."""
-    tiles = legal_tiles(dtype, arch)
+    return [case for family in families_of(dtype, arch) for case in _cases_of(dtype, arch, family)]
+
+
+def _cases_of(dtype: str, arch: str, family: str) -> Iterator[Case]:
+    tiles = legal_tiles(dtype, arch, family)
     smallest = [tile for tile in tiles["linear"] if tile in tiles["dgrad"] and tile in tiles["wgrad"]][-1]
-    one, two = Options(tile=smallest, splits=1), Options(tile=smallest, splits=2)
-    small, long = (33, 31, 17), (3, 4, 2 * segment_of(dtype, arch) + 5)
-    cases = [Case(op, "contiguous", small, options=one) for op in ("linear", "dgrad", "wgrad", "bgrad")]
-    cases += [Case("linear_backward", view, small, options=one) for view in ("transposed", "columns_stepped")]
-    cases += [Case("linear_backward", "contiguous", small, "silu", one), Case("linear", "misaligned", small, None, one)]
-    cases += [Case("linear", "contiguous", long, options=two)]
-    chosen = {tile: op for op in OPERANDS for tile in tiles[op]}  # an op that the tile can do
-    return cases + [
-        Case(op, "contiguous", TILE_SHAPE, options=Options(tile=tile, splits=1)) for tile, op in chosen.items()
-    ]
-
-
-def segment_of(dtype: str, arch: str) -> int:
-    """Elements of K in a segment of a dtype's GEMM family."""
-    operand = gl.ShapeDtype((1, 1), dtype)
-    return gl.explain("linear", operand, operand, arch=arch).choices[0].config.segment
+    one = Options(family=family, tile=smallest, splits=1)
+    small, long = (33, 31, 17), (3, 4, 2 * SEGMENT[family] + 5)
+    for op in ("linear", "dgrad", "wgrad", "bgrad"):
+        yield Case(op, "contiguous", small, options=one)
+    for view in ("transposed", "columns_stepped"):
+        yield Case("linear_backward", view, small, options=one)
+    yield Case("linear_backward", "contiguous", small, "silu", one)
+    yield Case("linear", "misaligned", small, None, one)
+    yield Case("linear", "contiguous", long, options=replace(one, splits=2))
+    able = {tile: op for op in OPERANDS for tile in tiles[op]}  # by tile, an op that it can do
+    for tile, op in able.items():
+        yield Case(op, "contiguous", TILE_SHAPE, options=replace(one, tile=tile))

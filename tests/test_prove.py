@@ -138,7 +138,8 @@ def test_tiles_are_held_against_each_other(host_as_device: None, monkeypatch: py
 
 
 def few(dtype: str, arch: str) -> list[Case]:
-    small = Options(tile=prove_kernels.legal_tiles(dtype, arch)["wgrad"][-1], splits=1)
+    (family, *_) = prove_kernels.families_of(dtype, arch)
+    small = Options(family=family, tile=prove_kernels.legal_tiles(dtype, arch, family)["wgrad"][-1], splits=1)
     return [
         Case("linear", "misaligned", (5, 6, 7), None, small),
         Case("linear_backward", "contiguous", (5, 6, 7), "silu", small),
@@ -169,7 +170,10 @@ def test_the_emulators_cases_reach_every_tile_and_split_k() -> None:
     for dtype in ("float32", "bfloat16", "float64"):
         cases = prove_kernels.emulator_cases(dtype, "sm_90a")
         tiles = {case.options.tile for case in cases}
-        assert tiles == set().union(*prove_kernels.legal_tiles(dtype, "sm_90a").values())
+        families = prove_kernels.families_of(dtype, "sm_90a")
+        assert {case.options.family for case in cases} == set(families)
+        legal = [tiles for f in families for tiles in prove_kernels.legal_tiles(dtype, "sm_90a", f).values()]
+        assert tiles == set().union(*legal)
         assert any(case.options.splits == 2 for case in cases)
         assert {case.op for case in cases} == {"linear", "dgrad", "wgrad", "bgrad", "linear_backward"}
 
