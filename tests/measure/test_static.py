@@ -192,6 +192,9 @@ def test_tables_show_the_figures_and_no_time() -> None:
     for part in ("FFMA", "50.0", "25.0", "0.0", "16", "4 LDS.128"):
         assert f" {part} " in f"{loop} "
     assert "defect" not in shown
+    lines = render([made_up(spill_stores=4, spill_loads=8)]).splitlines()
+    spilled = next(line for line in lines if line.strip().startswith("NT 8x8x8"))
+    assert " 12 " in spilled
 
 
 @pytest.mark.parametrize(
