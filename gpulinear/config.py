@@ -16,7 +16,8 @@ from .configs.split import SPLITS, SplitPlanesConfig
 from .configs.wgmma import WGMMA_TILES, GemmWgmmaConfig
 from .device import DeviceSpec
 from .errors import BackendError
-from .problem import Gemm
+from .problem import ITEMSIZE, Gemm
+from .tensormap import ALIGN
 
 __all__ = [
     "FAMILIES",
@@ -61,8 +62,15 @@ def family_of(gemm: Gemm, spec: DeviceSpec) -> str:
     if gemm.precision not in (None, "ieee"):
         return "gemm_mma"  # also where it cannot run: its refusal says why
     if gemm.dtype in ("float16", "bfloat16") and spec.compute_capability >= (8, 0):
-        return "gemm_mma"
+        return "gemm_wgmma" if spec.arch == "sm_90a" and _weight_is_aligned(gemm) else "gemm_mma"
     return "gemm_simt"
+
+
+def _weight_is_aligned(gemm: Gemm) -> bool:
+    """Whether the weight's contiguous dimensions are multiples of 16 bytes, so that TMA can address it wherever it lies:
+    in for linear, which must not depend on out; out and in for the gradients."""
+    sizes = {"linear": (gemm.k,), "dgrad": (gemm.k, gemm.n), "wgrad": (gemm.m, gemm.n)}[gemm.op]
+    return all(size * ITEMSIZE[gemm.dtype] % ALIGN == 0 for size in sizes)
 
 
 def candidates(gemm: Gemm, spec: DeviceSpec, family: str | None = None) -> Iterator[tuple[GemmConfig, str | None]]:

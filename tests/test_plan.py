@@ -6,7 +6,7 @@ import pytest
 
 import gpulinear as gl
 from gpulinear import gemm
-from gpulinear.config import SEGMENT
+from gpulinear.config import SEGMENT, WGMMA_TILES, GemmWgmmaConfig
 from gpulinear.device import ARCHS
 from gpulinear.params import PARAM_BLOCKS
 from gpulinear.plan import Options, Plan, Step
@@ -36,11 +36,45 @@ def test_the_grid_covers_the_output_and_k_once(arch: str, m: int, n: int, k: int
     for dtype in ("float32", "float64", "float16"):
         step = plan(m, n, k, arch=arch, dtype=dtype).steps[0]
         config = step.config
+        if isinstance(config, GemmWgmmaConfig):  # the next test's
+            assert (arch, dtype) == ("sm_90a", "float16")
+            continue
         assert value(step, "tiles_m") == -(-m // config.block_m) and value(step, "tiles_n") == -(-n // config.block_n)
         splits, per_split = value(step, "splits"), value(step, "segments_per_split")
         segments = -(-k // config.segment)
         assert (splits - 1) * per_split < segments <= splits * per_split  # type: ignore[operator]
         assert step.grid == value(step, "tiles_m") * value(step, "tiles_n") * splits  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("tile", [tile.name for tile in WGMMA_TILES])
+@pytest.mark.parametrize("sms", [1, 7, 132])
+def test_a_persistent_grid_is_as_large_as_its_work_at_most(tile: str, sms: int) -> None:
+    for m, n, k, splits in ((129, 264, 64, 1), (4096, 4096, 8192, 1), (4096, 512, 20480, 5)):
+        with gemm.planning(Options(tile=tile, num_sms=sms, splits=splits, workspace_limit=1 << 40)):
+            step = plan(m, n, k, arch="sm_90a", dtype="float16").steps[0]
+        config = step.config
+        assert isinstance(config, GemmWgmmaConfig) and config.running_total == (k > config.segment and splits == 1)
+        rows, cols = (n, m) if config.swapped else (m, n)
+        across, down = -(-cols // config.cols), -(-rows // (config.rows * config.cluster))
+        assert (value(step, "tiles_m"), value(step, "tiles_n")) == (down, across)
+        items = down * across * (splits if splits > 1 else 1)
+        assert step.grid == config.cluster * min(items, max(1, sms // config.cluster))
+
+
+def test_the_family_is_the_weights_and_not_the_calls() -> None:
+    """gemm_wgmma where the weight's rows can always be addressed by TMA; never by tokens, views or out (of linear)."""
+
+    def family(op: str, tokens: int, out: int, inner: int, arch: str = "sm_90a", dtype: str = "float16") -> str:
+        shapes = {"linear": ((tokens, inner), (out, inner)), "dgrad": ((tokens, out), (out, inner))}
+        shapes["wgrad"] = ((tokens, out), (tokens, inner))
+        return gl.explain(op, *(gl.ShapeDtype(shape, dtype) for shape in shapes[op]), arch=arch).steps[-1].family
+
+    for op in ("linear", "dgrad", "wgrad"):
+        assert {family(op, tokens, 24, 40) for tokens in (1, 7, 8, 1000)} == {"gemm_wgmma"}
+        assert family(op, 8, 24, 44) == "gemm_mma" and family(op, 8, 24, 40, "sm_80") == "gemm_mma"
+        assert family(op, 8, 24, 40, dtype="float32") == "gemm_simt"
+    assert family("linear", 8, 23, 40) == "gemm_wgmma"
+    assert family("dgrad", 8, 23, 40) == family("wgrad", 8, 23, 40) == "gemm_mma"
 
 
 def test_forced_tiles_and_splits_are_taken_and_bounded_by_segments() -> None:

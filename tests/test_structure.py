@@ -26,7 +26,7 @@ ALLOWED = {
     "device": {"errors", "compile"},
     "tensormap": {"errors", "problem"},
     "configs": {"device", "problem", "tensormap"},
-    "config": {"configs", "device", "errors", "problem"},
+    "config": {"configs", "device", "errors", "problem", "tensormap"},
     "cost": {"config", "device", "problem"},
     "plan": {"config", "cost", "tensormap"},
     "tuning": {"cache", "config", "configs", "device", "errors", "problem"},
