@@ -22,6 +22,7 @@ from gpulinear.config import (
 from gpulinear.device import ARCHS, DeviceSpec
 from gpulinear.emulator import isa
 from gpulinear.emulator.parser import parse
+from gpulinear.measure.sass import disassemble, hot_loop
 from gpulinear.problem import ITEMSIZE, Gemm, Matrix
 from gpulinear.source import entry_name, render
 
@@ -128,6 +129,18 @@ def test_gemm_mma_has_the_promised_instructions() -> None:
         assert load in ptx and "cp.async.cg.shared.global" in ptx and "st.global.v4" in ptx
         assert "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32" in ptx
         assert ".ftz" not in ptx and "approx" not in ptx
+
+
+@pytest.mark.parametrize(("dtype", "layout"), [("bfloat16", "NN"), ("float32", "NT")])
+def test_the_hot_loop_of_gemm_mma_is_the_tiles_work(dtype: str, layout: str) -> None:
+    """128x128 outputs, 64 bytes of K: 64 (tf32: 32 a step, 64 in all) matrix instructions, and nothing in local memory."""
+    gemm = replace(make_gemm(dtype, layout, 16), precision="tf32" if dtype == "float32" else None)
+    (config,) = (c for c in legal(gemm, "sm_90a", "gemm_mma") if c.tile.startswith("128x128x"))
+    artifact = compile_kernel(render(config), entry=entry_name("gemm_mma"), arch="sm_90a")
+    loop = hot_loop(disassemble(artifact.cubin_path), "HMMA")
+    assert loop.mix["HMMA"] == 64 and loop.mix["LDSM.x4"] == 16 and loop.mix["LDGSTS.128"] == 8
+    assert not any(name.startswith(("LDL", "STL", "LDG.", "STS")) for name in loop.mix)
+    assert loop.mix.total() < (3 if dtype == "bfloat16" else 4) * 64
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90a"])

@@ -66,10 +66,11 @@ def segments() -> list[tuple[Array, Array]]:
 
 
 def bias_and_activation() -> list[tuple[Array, Array]]:
-    x, w, b = ints(9, 8, dtype=BF16), ints(40, 8, dtype=BF16, seed=1), ints(40, dtype=BF16, seed=2)
+    """Of two segments: the total is added by other lanes than the bias."""
+    x, w, b = ints(9, 40, dtype=BF16), ints(40, 40, dtype=BF16, seed=1), ints(40, dtype=BF16, seed=2)
     z = f8(x) @ f8(w).T + f8(b)
     preact = np.empty((9, 40), BF16)
-    with mma():
+    with mma(segment=32):
         y = gl.linear(x, w, b, activation="relu", preact_out=preact)
     return [(y, np.maximum(z, 0).astype(BF16)), (preact, z.astype(BF16))]
 
@@ -84,7 +85,7 @@ def accumulate() -> list[tuple[Array, Array]]:
 
 def zeros() -> list[tuple[Array, Array]]:
     """Products that all underflow from below sum to -0 without the addition of +0."""
-    x, w = np.full((2, 16), -0.0, BF16), np.ones((8, 16), BF16)
+    x, w = np.full((2, 32), -(2.0**-100), BF16), np.full((8, 32), 2.0**-100, BF16)
     with mma():
         return [(gl.linear(x, w), np.zeros((2, 8), BF16))]
 

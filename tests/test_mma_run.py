@@ -309,8 +309,10 @@ def test_special_values_stay_in_their_row_and_column() -> None:
 
 
 def test_a_sum_of_negative_zero_is_positive_zero() -> None:
-    x, w = np.full((2, 20), -0.0, BF16), np.ones((3, 20), BF16)
-    testing.assert_same_bits(gl.linear(x, w), np.zeros((2, 3), BF16))
+    """Also where all products underflow from below, which the tensor core truncates to -0."""
+    for inner, value, factor in ((20, -0.0, 1.0), (32, -(2.0**-100), 2.0**-100)):
+        x, w = np.full((2, inner), value, BF16), np.full((3, inner), factor, BF16)
+        testing.assert_same_bits(gl.linear(x, w), np.zeros((2, 3), BF16))
 
 
 def test_a_swap_of_two_reduction_steps_changes_the_bits() -> None:
