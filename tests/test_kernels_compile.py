@@ -140,7 +140,8 @@ def test_the_hot_loop_of_gemm_mma_is_the_tiles_work(dtype: str, layout: str) -> 
     loop = hot_loop(disassemble(artifact.cubin_path), "HMMA")
     assert loop.mix["HMMA"] == 64 and loop.mix["LDSM.x4"] == 16 and loop.mix["LDGSTS.128"] == 8
     assert not any(name.startswith(("LDL", "STL", "LDG.", "STS")) for name in loop.mix)
-    assert loop.mix.total() < (3 if dtype == "bfloat16" else 4) * 64
+    # cvt.rna.tf32 is three to four instructions for each of the 64 words of fragments (NaN must stay one).
+    assert loop.mix.total() < 3 * 64 + (0 if dtype == "bfloat16" else 4 * 64)
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90a"])
