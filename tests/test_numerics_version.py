@@ -41,6 +41,10 @@ def hashes(dtype: str, arch: str, precision: str | None = None) -> dict[str, str
         if dtype in SIXTEEN_BIT or precision is not None:
             long_x, long_w = testing.normal((2, 4200), kind, 4), testing.normal((3, 4200), kind, 5)
             results["linear of two segments"] = gl.linear(long_x, long_w, out_dtype="float32", precision=precision)
+        if dtype in SIXTEEN_BIT:  # weights of rows that are multiples of 16 bytes: gemm_wgmma on sm_90a
+            x, w, dy = (testing.normal(shape, kind, seed) for seed, shape in enumerate(((5, 1104), (8, 1104), (5, 8))))
+            aligned = {"linear": gl.linear(x, w), "dgrad": gl.dgrad(dy, w), "wgrad": gl.wgrad(dy, x)}
+            results |= {f"{op}, aligned": result for op, result in aligned.items()}
     return {op: hashlib.sha256(result.tobytes()).hexdigest()[:32] for op, result in results.items()}
 
 
