@@ -43,18 +43,19 @@ class WgmmaTile:
 # Clusters rank below the same tile alone until a GPU says otherwise: elsewhere they gain 4 %, but the arrival at the other
 # CTA's barrier is compiled to a fence of the whole GPU per k-tile (docs/hopper.md), whose cost nobody has measured here.
 WGMMA_TILES = (
-    WgmmaTile(128, 256, 2, 0.82),
     WgmmaTile(128, 256, 1, 0.83),
+    WgmmaTile(128, 256, 2, 0.82),
     WgmmaTile(128, 208, 1, 0.80),
-    WgmmaTile(128, 192, 2, 0.79),
     WgmmaTile(128, 192, 1, 0.80),
+    WgmmaTile(128, 192, 2, 0.79),
     WgmmaTile(128, 128, 1, 0.70),
     WgmmaTile(64, 256, 1, 0.62),
     WgmmaTile(64, 128, 1, 0.50),
     WgmmaTile(64, 64, 1, 0.35),
-    WgmmaTile(64, 64, 1, 0.35, swapped=True),
-    WgmmaTile(32, 64, 1, 0.25, swapped=True),
+    # Of tiles that memory makes equally fast the first is taken: the one that wastes the least.
     WgmmaTile(16, 64, 1, 0.125, swapped=True),
+    WgmmaTile(32, 64, 1, 0.25, swapped=True),
+    WgmmaTile(64, 64, 1, 0.35, swapped=True),
 )
 
 
