@@ -1,4 +1,4 @@
-"""Checks every op, layout and dtype of a backend against an independent float64 product, in units of the bound."""
+"""Checks every op, layout, dtype and precision of a backend against an independent float64 product, in units of the bound."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import gemm, testing
 from .config import SEGMENT, family_of
 from .device import DeviceSpec, live_spec
 from .linear import bgrad, dgrad, linear, wgrad
-from .problem import Gemm, Matrix
+from .problem import PRECISIONS, Gemm, Matrix
 from .views import numpy_dtype
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -24,7 +24,10 @@ LAYOUTS = ("contiguous", "transposed", "column-sliced")
 
 @dataclass(frozen=True)
 class Row:
-    """One check: the largest error in units of the a-priori bound; right when it is at most 1."""
+    """One check: the largest error in units of the a-priori bound; right when it is at most 1.
+
+    ``dtype`` names the precision too where it is not the default.
+    """
 
     op: str
     dtype: str
@@ -76,9 +79,20 @@ def _add_last(traffic: dict[str, Traffic]) -> None:
                 setattr(known, name, max(total.ratio, getattr(known, name) or 0.0))
 
 
-def total(backend: str) -> int:
+def total(backend: str, arch: str | None = None) -> int:
     """How many rows ``run`` gives."""
-    return len(DTYPES) * len(_shapes(backend)) * len(LAYOUTS) * 4
+    ops = sum(4 if precision is None else 3 for _, precision in _kinds(_spec(backend, arch)))
+    return ops * len(_shapes(backend)) * len(LAYOUTS)
+
+
+def _spec(backend: str, arch: str | None) -> DeviceSpec:
+    return live_spec(0) if backend == "cuda" else DeviceSpec.preset(arch or gemm.DEFAULT_ARCH)
+
+
+def _kinds(spec: DeviceSpec) -> list[tuple[str, str | None]]:
+    """What is checked: every dtype, and float32 in every precision that the device has."""
+    lower = [p for p in PRECISIONS if p != "ieee" and spec.compute_capability >= (8, 0)]
+    return [(dtype, None) for dtype in DTYPES] + [("float32", precision) for precision in lower]
 
 
 def _shapes(backend: str) -> tuple[tuple[int, int, int], ...]:
@@ -93,28 +107,35 @@ def run(backend: str, arch: str | None = None, traffic: dict[str, Traffic] | Non
     xp: Any = np
     if backend == "cuda":
         import cupy as xp  # type: ignore[no-redef]
-    spec = live_spec(0) if backend == "cuda" else DeviceSpec.preset(arch or gemm.DEFAULT_ARCH)
+    spec = _spec(backend, arch)
     with nullcontext() if backend == "cuda" else gemm.host_backend(backend, spec.arch):
-        for dtype in DTYPES:
+        for dtype, precision in _kinds(spec):
             for seed, shape in enumerate(_shapes(backend)):
                 for layout in LAYOUTS:
-                    for row in _check_shape(dtype, shape, layout, seed, xp, spec):
+                    for row in _check_shape(dtype, precision, shape, layout, seed, xp, spec):
                         if backend == "emulator" and traffic is not None:
                             _add_last(traffic)
                         yield row
 
 
-def summation(dtype: str, spec: DeviceSpec) -> testing.Summation:
-    """How the GEMMs of a dtype, in its default precision, add up on a device."""
+def summation(dtype: str, spec: DeviceSpec, precision: str | None = None) -> testing.Summation:
+    """How the GEMMs of a dtype add up on a device; ``precision`` None is the default one."""
     operand = Matrix("", 1, 1, 1, 1, dtype)
-    family = family_of(Gemm("linear", operand, operand, operand, "ieee" if dtype == "float32" else None), spec)
+    asked = precision or ("ieee" if dtype == "float32" else None)
+    family = family_of(Gemm("linear", operand, operand, operand, asked), spec)
     if family == "gemm_simt":
         return testing.fma(dtype, SEGMENT[family])
-    return testing.tensor_core(spec.arch, segment=SEGMENT[family])
+    return testing.tensor_core(spec.arch, precision, segment=SEGMENT[family])
 
 
 def _check_shape(
-    dtype: str, shape: tuple[int, int, int], layout: str, seed: int, xp: Any, spec: DeviceSpec
+    dtype: str,
+    precision: str | None,
+    shape: tuple[int, int, int],
+    layout: str,
+    seed: int,
+    xp: Any,
+    spec: DeviceSpec,
 ) -> Iterator[Row]:
     tokens, out, inner = shape
     name = numpy_dtype(dtype)
@@ -122,16 +143,21 @@ def _check_shape(
     weight = testing.normal((out, inner), name, seed + 1)
     dy = testing.normal((tokens, out), name, seed + 2)
     wide_x, wide_w, wide_dy = (a.astype(np.float64) for a in (x, weight, dy))
-    how = summation(dtype, spec)
+    how = summation(dtype, spec, precision)
+    asked: dict[str, Any] = {} if precision is None else {"precision": precision}
+    kind = dtype if precision is None else f"{dtype} {precision}"
     on = {key: _laid_out(a, layout, xp) for key, a in (("x", x), ("weight", weight), ("dy", dy))}
     for op, function, operands, a, b, exact in (
         ("linear", linear, ("x", "weight"), x, weight.T, wide_x @ wide_w.T),
         ("dgrad", dgrad, ("dy", "weight"), dy, weight, wide_dy @ wide_w),
         ("wgrad", wgrad, ("dy", "x"), dy.T, x, wide_dy.T @ wide_x),
     ):
-        bound = testing.gemm_bound(a, b, how, out_dtype=name)
-        got = function(*(on[operand] for operand in operands))
-        yield Row(op, dtype, layout, shape, _ratio(got, exact, bound))
+        off = testing.REPRESENTATION[precision or "ieee"]
+        bound = testing.gemm_bound(a, b, how, out_dtype=name, representation=off)
+        got = function(*(on[operand] for operand in operands), **asked)
+        yield Row(op, kind, layout, shape, _ratio(got, exact, bound))
+    if precision is not None:
+        return
     sums = testing.fma(dtype, SEGMENT["column_sum"])
     bound = testing.column_sum_bound(dy, sums, out_dtype=name)
     yield Row("bgrad", dtype, layout, shape, _ratio(bgrad(on["dy"]), wide_dy.sum(axis=0), bound))

@@ -97,7 +97,7 @@ def check(backend: Backend = "auto", arch: Arch = None, as_json: Json = False) -
     traffic: dict[str, Traffic] = {}
     columns = (TextColumn("checks"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=as_json) as progress:
-        rows = list(progress.track(run(chosen, arch, traffic), total=total(chosen)))
+        rows = list(progress.track(run(chosen, arch, traffic), total=total(chosen, arch)))
     failed = [row for row in rows if not row.passed]
     if as_json:
         counted = {kernel: asdict(worst) for kernel, worst in traffic.items()}

@@ -77,10 +77,18 @@ def test_json_and_exit_codes() -> None:
 
 
 def test_check_passes_here_and_fails_on_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert all(row.passed for row in check.run("reference"))
-    monkeypatch.setattr(check, "dgrad", lambda dy, weight: gl.dgrad(dy, weight) * np.float32(1.01).astype(dy.dtype))
+    rows = list(check.run("reference"))
+    assert all(row.passed for row in rows) and len(rows) == check.total("reference")
+    assert {"float32", "float32 tf32", "float32 tf32x3", "float32 bf16x6"} <= {row.dtype for row in rows}
+    assert len(list(check.run("reference", "sm_75"))) == check.total("reference", "sm_75") < len(rows)
+
+    def wrong_dgrad(dy: Any, weight: Any, **how: Any) -> Any:
+        return gl.dgrad(dy, weight, **how) * np.float32(1.01).astype(dy.dtype)
+
+    monkeypatch.setattr(check, "dgrad", wrong_dgrad)
     wrong = [row for row in check.run("reference") if not row.passed]
     assert wrong and {row.op for row in wrong} == {"dgrad"}
+    assert {row.dtype for row in wrong} == {row.dtype for row in rows}
     assert not check.Row("linear", "float32", "contiguous", (1, 1, 1), float("nan")).passed
     assert callable(cli.main)
 
@@ -198,6 +206,7 @@ def test_check_shows_what_the_emulator_counted(
     fake_emulator: types.ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(check, "DTYPES", ("float32",))
+    monkeypatch.setattr(check, "PRECISIONS", ("ieee",))
     monkeypatch.setattr(check, "EMULATED_SHAPES", ((3, 5, 7),))
     assert cli_main(monkeypatch, "check", "--backend", "emulator", "--arch", "sm_80", "--json") == 0
     answer = json.loads(capsys.readouterr().out)
