@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench import accuracy, hostile
-from bench.accuracy_rows import ARCHS, IEEE, ONE_CHAIN, OTHERS, SHIPPED, Scheme, row
+from bench.accuracy_rows import ARCHS, CHAIN, IEEE, ONE_CHAIN, OTHERS, PROBLEMS, SHIPPED, Scheme, row
 from bench.order import fma_gemm, split_gemm
 from gpulinear import reference, testing
 from gpulinear.config import PROMOTE, SEGMENT
@@ -92,10 +92,14 @@ def test_an_fma_chain_is_numpys_where_nothing_rounds() -> None:
 
 
 def test_rows_are_what_the_tree_computes() -> None:
-    """A few rows anew; all of them take minutes: ``python -m bench.accuracy``."""
+    """Some rows of every kind of data; all of them take minutes: ``python -m bench.accuracy``."""
     stored = accuracy.read()
-    for scheme, arch in ((SHIPPED[0], ARCHS[0]), (SHIPPED[1], ARCHS[1]), (IEEE, ARCHS[0])):
+    for data, k in PROBLEMS:
+        if k == CHAIN:
+            assert row(data, k, IEEE, ARCHS[0]) in stored, data
+    for scheme, arch in ((SHIPPED[0], ARCHS[0]), (SHIPPED[1], ARCHS[1])):
         assert row("N(0,1)", 1024, scheme, arch) in stored
+        assert row(next(name for name in hostile.NAMES if "largest" in name), CHAIN, scheme, arch) in stored
 
 
 def test_the_page_is_what_the_rows_say() -> None:

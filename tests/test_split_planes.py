@@ -15,7 +15,7 @@ from gpulinear import reference, testing
 from gpulinear.backends.emulator import _Placed
 from gpulinear.builder import Builder
 from gpulinear.compile import compile_kernel
-from gpulinear.configs.split import SPLITS
+from gpulinear.configs.split import SPLITS, SplitPlanesConfig
 from gpulinear.device import DeviceSpec
 from gpulinear.emulator import GlobalMemory, Result, run
 from gpulinear.launch import make_template
@@ -24,6 +24,8 @@ from gpulinear.problem import Matrix
 from gpulinear.source import entry_name, render
 from gpulinear.splits import split
 from gpulinear.views import alignment, describe, matrix
+
+from .test_kernels_compile import check
 
 Array = np.ndarray[Any, Any]
 PLANE = {"bf16x6": np.dtype(ml_dtypes.bfloat16), "tf32x3": np.dtype("float32")}
@@ -92,6 +94,17 @@ def test_special_numbers_on_every_arch(precision: str, arch: str, compiled: None
     x = from_bits([SPECIAL_BITS, [bits | 0x80000000 for bits in SPECIAL_BITS]])
     got, _ = run_split(x, precision, arch)
     testing.assert_same_bits(got, want_planes(x, precision))
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_variants_fit_without_spills(precision: str, arch: str, compiled: None) -> None:
+    for config in (
+        SplitPlanesConfig(precision, 16),
+        SplitPlanesConfig(precision, 4),
+        SplitPlanesConfig(precision, 4, True),
+    ):
+        check(config, arch)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
