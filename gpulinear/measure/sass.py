@@ -118,11 +118,15 @@ def local_accesses(text: str) -> int:
     return sum(one.base in ("LDL", "STL") for one in parse(text)[0])
 
 
-def hot_loop(text: str, opcode: str) -> Loop | None:
-    """Of the loops with ``opcode`` that hold no other such loop, the one with the most of it; None where there is none."""
+def hot_loop(text: str, opcode: str, never: tuple[str, ...] = ()) -> Loop | None:
+    """Of the loops with ``opcode`` that hold no other such loop, the one with the most of it; None where there is none.
+
+    Loops that hold one of ``never`` are passed over.
+    """
     code, labels = parse(text)
     hot = {body: sum(code[index].base == opcode for index in body) for body in loops(code, labels)}
     inner = [body for body in hot if hot[body] and not any(hot[other] and other < body for other in hot)]
+    inner = [body for body in inner if not any(code[index].base in never for index in body)]
     if not inner:
         return None
     best = max(inner, key=lambda body: hot[body])

@@ -117,14 +117,17 @@ def compiler_version(artifact: Artifact) -> str:
     return found.group(1) if found else artifact.nvrtc
 
 
-def _machine_code(cubin: Path, opcode: str, notes: list[str]) -> tuple[dict[str, int] | None, int | None]:
+def _machine_code(
+    variant: Variant, cubin: Path, opcode: str, notes: list[str]
+) -> tuple[dict[str, int] | None, int | None]:
     """The mix of the hot loop and the accesses to local memory."""
     try:
         text = sass.disassemble(cubin)
     except BackendError as error:
         notes.append(str(error))
         return None, None
-    loop = sass.hot_loop(text, opcode)
+    # The epilogue of a product has FMAs too, in a loop that stores.
+    loop = sass.hot_loop(text, opcode, never=("STG",) if variant.layout else ())
     if loop is None:
         notes.append(f"no loop holds {opcode}" if opcode else "WORK in measure/static.py does not know this family")
     return None if loop is None else dict(sorted(loop.mix.items())), sass.local_accesses(text)
@@ -156,7 +159,7 @@ def examine(variant: Variant, *, resources_only: bool = False) -> Row:
     used = artifact.resources
     dynamic = getattr(config, "smem_bytes", 0)
     resident = occupancy(used.registers, used.static_smem + dynamic, config.threads, DeviceSpec.preset(variant.arch))
-    loop, local = (None, None) if resources_only else _machine_code(artifact.cubin_path, work, notes)
+    loop, local = (None, None) if resources_only else _machine_code(variant, artifact.cubin_path, work, notes)
     banks, sectors = (None, None) if resources_only else _requests(variant, notes)
     return Row(
         name=variant.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -74,8 +74,10 @@ class Variant:
 
     @property
     def tile(self) -> str:
-        """The config's short name; empty for kernels that have one variant for each dtype."""
-        return str(getattr(self.config, "tile", ""))
+        """The config's short name; of other kernels than matrix products, the switches of their config that are on."""
+        if isinstance(self.config, GemmConfig):
+            return self.config.tile
+        return " ".join(one.name for one in fields(self.config) if getattr(self.config, one.name) is True)
 
     @property
     def name(self) -> str:

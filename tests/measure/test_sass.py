@@ -40,6 +40,9 @@ def test_the_innermost_loop_with_the_most_work_is_found() -> None:
     assert dict(loop.mix) == {"LDS.128": 1, "FFMA": 2, "move": 1, "control": 1}
     assert (loop.instructions, loop.share("FFMA"), loop.share("LDS")) == (5, 0.4, 0.2)
     assert sass.hot_loop(LISTING, "HMMA") is None
+    other = sass.hot_loop(LISTING, "FFMA", never=("LDS",))
+    assert other is not None and dict(other.mix) == {"FFMA": 1, "control": 1}
+    assert sass.hot_loop(LISTING, "FFMA", never=("BRA",)) is None
     assert sass.local_accesses(LISTING) == 1
 
 
