@@ -146,7 +146,7 @@ MUTANTS = [
     Mutant("accumulate ignored", STORE, "} else if (p.accumulate) {", "} else if (false) {", accumulate),
     Mutant("all segments into one slab", STORE, "static_cast<long long>(segment) * p.m * p.n", "0", segments),
     Mutant("bias past the edge", STORE, "if (col0 + c < p.n)", "if (true)", bias_and_activation),
-    Mutant("bias before its lanes are there", STORE, "      __syncwarp();  // other lanes take these elements now\n", "",
+    Mutant("bias before its lanes are there", STORE, "  __syncwarp();  // other lanes take these elements now\n", "",
            bias_and_activation),
     Mutant("chunks in the other order", STORE, "(chunk ^ swap) * 4", "chunk * 4", conflicts),
 ]  # fmt: skip

@@ -115,14 +115,20 @@ __device__ __forceinline__ void stage_rows(float* staged, int row0, float (&acc)
   }
 }
 
-// staged += what the output held or the segments before this one summed to; nothing for a first segment.
-template <class Config, class Writer>
-__device__ __forceinline__ void add_before(const GemmParams& p, int segment, const Writer& writer) {
+// staged += what the output held or the segments before this one summed to; nothing for a first segment. Each in chunks of
+// 16 bytes of where it lies, so that a request takes whole sectors.
+template <class Config>
+__device__ __forceinline__ void add_before(const GemmParams& p, int segment, float* staged, int row,
+                                           int col0) {
+  using Out = typename Config::Out;
   if (segment > 0) {
-    writer.add(static_cast<const float*>(p.total), p.n);
+    PartWriter<Config, 4>(p, staged, row, col0).add(static_cast<const float*>(p.total), p.n);
   } else if (p.accumulate) {
-    writer.add(static_cast<const typename Config::Out*>(p.d), p.ldd);
+    PartWriter<Config, 16 / sizeof(Out)>(p, staged, row, col0).add(static_cast<const Out*>(p.d), p.ldd);
+  } else {
+    return;
   }
+  __syncwarp();  // other lanes take these elements now
 }
 
 // The sums of a segment that others follow, or that ordered_reduce adds up: into the running total or into their slab.
@@ -132,9 +138,8 @@ __device__ __forceinline__ void store_partial(const GemmParams& p, int segment, 
   auto* totals = static_cast<float*>(p.total);
   if (p.splits > 1) totals += static_cast<long long>(segment) * p.m * p.n;
   stage_rows<Config>(staged, row0, acc, [&](int row) {
-    const PartWriter<Config, 4> writer(p, staged, row, col0);
-    if (p.splits == 1) add_before<Config>(p, segment, writer);
-    writer.store(totals, p.n);
+    if (p.splits == 1) add_before<Config>(p, segment, staged, row, col0);
+    PartWriter<Config, 4>(p, staged, row, col0).store(totals, p.n);
   });
 }
 
@@ -158,10 +163,9 @@ __device__ __forceinline__ void store_output(const GemmParams& p, int segment, i
   using Out = typename Config::Out;
   constexpr int kWidth = 16 / sizeof(Out);
   stage_rows<Config>(staged, row0, acc, [&](int row) {
+    add_before<Config>(p, segment, staged, row, col0);
     const PartWriter<Config, kWidth> writer(p, staged, row, col0);
-    add_before<Config>(p, segment, writer);
     if (p.bias != nullptr) {
-      __syncwarp();  // other lanes take these elements now
       transform<Config>(p, staged, col0,
                         [&](int col, float value) { return add_bias<Config>(p, col, value); });
       __syncwarp();
