@@ -9,9 +9,12 @@
 // Reduction  K is cut into segments of kSegment. Inside one an output is a single chain of instructions, k ascending,
 //            from +0. Segment sums are added ascending in float32: by this block through p.total (splits == 1), or by
 //            ordered_reduce from slabs. Nothing here depends on the tile: every variant gives the same bits.
-// Smem       kStages * (kBlockM + kBlockN) * kBlockK * sizeof(In) bytes for the ring, then for each warp
+// Planes     kPlanes > 1: operands are planes (split_planes.cuh), whose pairs are multiplied inside every step, the small
+//            products first; every kPromote elements the chain is added into the segment's sum and restarts.
+// Smem       kStages * kPlanes * (kBlockM + kBlockN) * kBlockK * sizeof(In) bytes for the ring, then for each warp
 //            8 * (kWarpN + 8) * 4 bytes for staged rows. No bank conflicts (gemm_mma/tile.cuh, gemm_mma/store.cuh).
-// Registers  kWarpM * kWarpN / 32 accumulators, (kWarpM + kWarpN) / 4 of fragments, and addresses.
+// Registers  kWarpM * kWarpN / 32 accumulators, (kWarpM + kWarpN) / 4 of fragments, and addresses; over planes twice the
+//            accumulators and the fragments of all of them.
 // Needs      sm_80; base, pitch and row of an operand are multiples of its kVec bytes: 16, 8, 4, or those of an element,
 //            which is then loaded and stored without cp.async.
 #pragma once
