@@ -132,7 +132,7 @@ __device__ __forceinline__ void finish_segment(const GemmParams& p, const BlockW
     if (col < p.n) {
 #pragma unroll 1
       for (int begin = threadIdx.x / kBN; begin < kRows; begin += kAhead * kRowStep) {
-        Acc before[kAhead];
+        Acc before[kAhead] = {};  // ptxas adds before it selects
 #pragma unroll
         for (int r = 0; r < kAhead; ++r) {
           const int row = work.m0 + TileA::row(begin + r * kRowStep, i);

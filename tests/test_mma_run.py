@@ -38,12 +38,12 @@ def emulator(compiled: None) -> Iterator[None]:
 
 
 def tiles(arch: str = "sm_80") -> list[str]:
-    """The names of all tiles, largest first; all are legal for aligned operands."""
+    """The names of the tiles for any majors, largest first; all are legal for aligned operands."""
     operand = gl.ShapeDtype((64, 64), "bfloat16")
     with mma(None):
         choices = gl.explain("linear", operand, operand, arch=arch).choices
     assert all(choice.refused is None for choice in choices)
-    return [choice.config.tile for choice in choices]
+    return [choice.config.tile for choice in choices if choice.config.block_m > 16]
 
 
 def mma(tile: str | None = "64x64x32/32x32", **options: Any) -> AbstractContextManager[None]:
@@ -340,6 +340,34 @@ def test_no_bank_conflict_and_no_partial_sector(tile: int, op: str, out_dtype: A
     assert (counters.wavefront_ratio, counters.sector_ratio) == (1.0, 1.0), str(counters)
     step = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
     assert counters.mix[step][0] == (m // 16) * (n // 8) * (64 // 16)
+
+
+FEW_TOKENS = "16x64x32/16x32"
+
+
+@pytest.mark.parametrize("shape", [(1, 70, 200), (16, 64, 64), (17, 65, 331)], ids=str)
+@pytest.mark.parametrize("arch", ["sm_80", "sm_120"])
+def test_the_tile_for_few_tokens_gives_the_same_bits(arch: str, shape: tuple[int, int, int]) -> None:
+    m, n, k = shape
+    x, w, dy = (testing.normal(size, BF16, seed) for seed, size in enumerate(((m, k), (n, k), (m, n))))
+    with gl.host_backend("emulator", arch=arch):
+        for splits in (1, 3):
+            with mma(tiles(arch)[-1], splits=splits, segment=64):
+                want = gl.linear(x, w), gl.dgrad(dy, w)
+            with mma(FEW_TOKENS, splits=splits, segment=64):
+                testing.assert_same_bits(gl.linear(x, w), want[0])
+                testing.assert_same_bits(gl.dgrad(dy, w), want[1])
+        if m > 1:  # one row is contiguous both ways
+            with mma(FEW_TOKENS), pytest.raises(gl.BackendError, match="few tokens"):
+                gl.wgrad(dy, x)
+
+
+def test_the_tile_for_few_tokens_makes_no_needless_requests() -> None:
+    x, w = aligned(ints(16, 256)), aligned(ints(64, 256, seed=1))
+    with mma(FEW_TOKENS):
+        gl.linear(x, w, out=aligned(np.zeros((16, 64), BF16)))
+    ((_, result),) = last_results()
+    assert (result.counters.wavefront_ratio, result.counters.sector_ratio) == (1.0, 1.0), str(result.counters)
 
 
 def test_tile_names_tell_the_candidates_apart() -> None:

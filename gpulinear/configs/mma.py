@@ -18,22 +18,26 @@ _STAGED_ROWS = 8
 
 @dataclass(frozen=True)
 class MmaTile:
-    """Block and warp tile of ``gemm_mma``, and the blocks per SM that its registers shall allow."""
+    """Block and warp tile of ``gemm_mma``, the blocks per SM that its registers shall allow, and the depth of its ring where
+    it is not the device's."""
 
     block_m: int
     block_n: int
     warp_m: int
     warp_n: int
     resident: int
+    stages: int | None = None
 
 
-# 64x64 warp tiles read the least shared memory per multiplication; the small ones fill the chip in small layers.
+# 64x64 warp tiles read the least shared memory per multiplication; the small ones fill the chip in small layers. The last
+# one is for few tokens, where time is what reading the weight takes: eleven stages of it in flight are 44 KB per block.
 MMA_TILES = (
     MmaTile(128, 256, 64, 64, 1),
     MmaTile(128, 128, 64, 64, 2),
     MmaTile(64, 128, 64, 32, 3),
     MmaTile(128, 64, 64, 32, 3),
     MmaTile(64, 64, 32, 32, 4),
+    MmaTile(16, 64, 16, 32, 3, stages=12),
 )
 
 # The same for operands in planes: a chain, the sum that it is promoted to, and fragments of all planes leave registers for
@@ -58,7 +62,7 @@ _MACS_PER_CLOCK = {
 
 # Share of the tensor pipe that the main loop keeps busy, by outputs per warp: each step loads warp_m + warp_n rows of
 # fragments for warp_m * warp_n outputs.
-_SHARE = {64 * 64: 0.90, 64 * 32: 0.75, 32 * 32: 0.55}
+_SHARE = {64 * 64: 0.90, 64 * 32: 0.75, 32 * 32: 0.55, 16 * 32: 0.35}
 # With planes a step of fragments serves several products.
 _PLANES_SHARE = {64 * 32: 0.90, 32 * 32: 0.75}
 
@@ -157,6 +161,8 @@ class GemmMmaConfig(GemmConfig):
         if gemm.dtype not in kinds:
             otherwise = _OTHERWISE.get(gemm.precision or "", "")
             return f"gemm_mma multiplies {' and '.join(kinds)}, not {gemm.dtype}{otherwise}"
+        if self.block_m == 16 and not self.k_major_a:
+            return "tiles of 16 rows are for a K-major A: few tokens"
         if split and split.along_k and not (self.k_major_a and self.k_major_b):
             return f"planes of {gemm.precision} lie along K: ldmatrix transposes 16-bit elements only"
         if self.narrow and self.warp_m * self.warp_n == 64 * 64:
@@ -183,7 +189,7 @@ class GemmMmaConfig(GemmConfig):
         for tile in PLANE_TILES if split else MMA_TILES:
             # sm_120 is fastest with two long stages (docs/design.md, "Kernels"), which 128x256 has no room for.
             two = spec.compute_capability >= (12, 0) and gemm.dtype != "float32"
-            long = two and tile.block_m * tile.block_n < 128 * 256
+            long = two and tile.stages is None and tile.block_m * tile.block_n < 128 * 256
             config = cls(
                 dtype=gemm.dtype,
                 out_dtype=gemm.d.dtype,
@@ -196,7 +202,7 @@ class GemmMmaConfig(GemmConfig):
                 warp_m=tile.warp_m,
                 warp_n=tile.warp_n,
                 resident=tile.resident,
-                stages=2 if two else deep,
+                stages=tile.stages or (2 if two else deep),
                 vec_a=copy_bytes(gemm.a, pitch_a(gemm), gemm.k if gemm.a.row_major else gemm.m),
                 vec_b=copy_bytes(gemm.b, pitch_b(gemm), gemm.k if gemm.b.col_major else gemm.n),
             )
