@@ -11,6 +11,7 @@ import pytest
 
 import gpulinear as gl
 from gpulinear import gemm
+from gpulinear.device import DeviceSpec
 from gpulinear.params import PARAM_BLOCKS
 from gpulinear.plan import Options
 
@@ -152,8 +153,11 @@ def test_empty_calls_launch_nothing(fake_cupy: FakeCupy) -> None:
     assert [launch["kernel"] for launch in fake_cupy.launches] == ["gpulinear_ordered_reduce"]
 
 
-def test_other_precisions_are_refused_by_name(fake_cupy: FakeCupy) -> None:
-    with pytest.raises(gl.BackendError, match="tf32"):
+def test_other_precisions_are_refused_by_name(fake_cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpulinear.backends import cuda
+
+    monkeypatch.setattr(cuda, "spec", lambda device: DeviceSpec.preset("sm_75"))
+    with pytest.raises(gl.BackendError, match=r"sm_80.*precision='ieee'"):
         gl.linear(device_array(4, 8), device_array(8, 8), precision="tf32")
     assert fake_cupy.launches == []
 
