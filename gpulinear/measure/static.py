@@ -128,8 +128,10 @@ def _machine_code(
         return None, None
     # The epilogue of a product has FMAs too, in a loop that stores.
     loop = sass.hot_loop(text, opcode, never=("STG",) if variant.layout else ())
-    if loop is None:
-        notes.append(f"no loop holds {opcode}" if opcode else "WORK in measure/static.py does not know this family")
+    if not opcode:
+        notes.append("WORK in measure/static.py does not know this family")
+    elif loop is None and variant.layout:  # a kernel that moves data may do without a loop
+        notes.append(f"no loop holds {opcode}")
     return None if loop is None else dict(sorted(loop.mix.items())), sass.local_accesses(text)
 
 
@@ -139,7 +141,7 @@ def _requests(variant: Variant, notes: list[str]) -> tuple[float | None, float |
     try:
         emulator.execute(variant.call.plan(call, variant.arch), call.problems, call.arrays)
     except KernelFault as error:
-        notes.append(str(error))
+        notes.append(" ".join(str(error).splitlines()[:2]))  # the first finding of maybe hundreds
         return None, None
     counters = emulator.last_results()[variant.step][1].counters
     totals = (counters.total("shared"), counters.total("global"))

@@ -128,13 +128,13 @@ def test_what_could_not_be_had_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         raise BackendError("reading machine code needs nvdisasm")
 
     def fault(*_: object) -> None:
-        raise KernelFault("a race in shared memory")
+        raise KernelFault("found faults:\na race in shared memory\nin CTA 0\nanother race")
 
     monkeypatch.setattr(sass, "disassembler", no_nvdisasm)
     monkeypatch.setattr(static.emulator, "execute", fault)
     row = examine(simt("TN"))
     assert row.registers and row.loop is row.bank_ratio is row.local_accesses is row.share("FFMA") is None
-    assert row.notes == ("reading machine code needs nvdisasm", "a race in shared memory")
+    assert row.notes == ("reading machine code needs nvdisasm", "found faults: a race in shared memory")
     shown = render([row])
     assert "nvdisasm" in shown and "race" in shown
 
