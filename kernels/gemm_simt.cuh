@@ -112,8 +112,9 @@ __device__ __forceinline__ void finish_segment(const GemmParams& p, const BlockW
   constexpr int kRows = TileA::kLanes, kPitch = Config::kBlockN + kStagePad;
   constexpr int kThreads = gemm_simt_threads<Config>(), kBN = Config::kBlockN;
   // A thread stores one column of every kRowStep-th staged row. What is added to its outputs is loaded for kAhead
-  // of them at a time, so that the latencies overlap.
-  constexpr int kRowStep = kThreads / kBN, kAhead = Config::kThreadM * Config::kThreadN >= 16 ? 2 : 4;
+  // of them at a time, so that the latencies overlap, as far as registers allow.
+  constexpr int kRowStep = kThreads / kBN;
+  constexpr int kAhead = sizeof(Acc) == 8 ? 1 : Config::kThreadM * Config::kThreadN >= 16 ? 2 : 4;
   static_assert(kThreads % kBN == 0 && kRows % (kAhead * kRowStep) == 0,
                 "threads share the staged rows evenly");
   const int col = work.n0 + threadIdx.x % kBN;
