@@ -69,6 +69,11 @@ class Row:
     notes: tuple[str, ...]
 
     @property
+    def smem(self) -> int:
+        """Shared memory of a block, static and dynamic."""
+        return self.static_smem + self.dynamic_smem
+
+    @property
     def loop_instructions(self) -> int | None:
         """Instructions of one pass of the hot loop."""
         return None if self.loop is None else sum(self.loop.values())

@@ -60,7 +60,7 @@ def _tables(family: str, arch: str, rows: Sequence[Row]) -> tuple[Table, Table]:
             label,
             str(row.registers),
             f"[red]{spilled}" if spilled else "0",
-            str(row.static_smem + row.dynamic_smem),
+            str(row.smem),
             str(row.blocks_per_sm),
             str(row.warps_per_sm),
             ", ".join(_LIMITS[limit] for limit in row.limits),
