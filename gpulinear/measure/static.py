@@ -141,9 +141,7 @@ def _machine_code(
 
 
 def _requests(variant: Variant, notes: list[str]) -> tuple[float | None, float | None]:
-    """Wavefronts and sectors over the fewest possible, in the emulator; not of more than a segment of K, which takes long."""
-    if variant.long:
-        return None, None
+    """Wavefronts and sectors over the fewest possible, in the emulator."""
     call = variant.call.build()
     try:
         emulator.execute(variant.call.plan(call, variant.arch), call.problems, call.arrays)
