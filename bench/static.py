@@ -9,41 +9,59 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from gpulinear.device import ARCHS
+from gpulinear.config import family_of
+from gpulinear.device import ARCHS, DeviceSpec
 from gpulinear.gemm import DEFAULT_ARCH
 from gpulinear.measure.static import Row, examine_all
 from gpulinear.measure.static_table import show, to_json
 from gpulinear.measure.variants import Variant, variants
+from gpulinear.problem import Gemm
 
 from . import snapshot
 
-# Every tile is kept for these, and the small kernels; for the others the first tile of each kind, float32 only.
+# Kept for these: every tile of the family that is planned for aligned operands, the first tile of the others, the small
+# kernels. For other archs: the first tile of each kind, float32 only.
 FULL = ("sm_80", "sm_90a")
 
 
-def kept(arch: str) -> list[tuple[Variant, bool]]:
-    """The kernels of the snapshot for ``arch``, and whether each is the first of its family, layout, dtype and precision.
+@dataclass(frozen=True)
+class Kept:
+    """A kernel of the snapshot; ``first``: of its family, layout, dtype, precision and length of K; ``planned``: its
+    family is the one that aligned operands are planned for."""
 
-    Of bfloat16 the first tile only: it differs from float16 in how values are converted.
-    """
+    variant: Variant
+    first: bool
+    planned: bool
+
+
+def _is_planned(variant: Variant) -> bool:
+    if not variant.layout:
+        return True
+    problem = variant.call.build(random=False).problems[0]
+    return isinstance(problem, Gemm) and variant.config.family == family_of(problem, DeviceSpec.preset(variant.arch))
+
+
+def kept(arch: str) -> list[Kept]:
+    """The kernels of the snapshot for ``arch``. Of float16 the first tiles only: bfloat16 has the same, but for conversions."""
     chosen = []
     seen: set[tuple[object, ...]] = set()
     for variant in variants(arch):
-        kind = (variant.config.family, variant.layout, variant.call.dtype, variant.precision)
-        first = kind not in seen
+        kind = (variant.config.family, variant.layout, variant.call.dtype, variant.precision, variant.long)
+        one = Kept(variant, kind not in seen, _is_planned(variant))
         seen.add(kind)
         if arch in FULL:
-            keep = first or variant.call.dtype != "bfloat16"
+            keep = one.first or (one.planned and variant.call.dtype != "float16")
         else:
-            keep = first and variant.layout != "" and variant.call.dtype == "float32"
+            keep = one.first and variant.layout != "" and variant.call.dtype == "float32"
         if keep:
-            chosen.append((variant, first))
+            chosen.append(one)
     return chosen
 
 
@@ -83,7 +101,7 @@ def main(
 ) -> None:
     """Print, keep or compare what is known of each kernel without a GPU."""
     if write or check:
-        rows = _examine([variant for one in ARCHS for variant, _ in kept(one)])
+        rows = _examine([one.variant for arch in ARCHS for one in kept(arch)])
         _fail(f"{row.name}: {defect}" for row in rows for defect in row.defects)
         if write:
             _fail(f"{row.name}: {note}" for row in rows for note in row.notes)

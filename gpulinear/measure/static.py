@@ -141,7 +141,9 @@ def _machine_code(
 
 
 def _requests(variant: Variant, notes: list[str]) -> tuple[float | None, float | None]:
-    """Wavefronts and sectors over the fewest possible, in the emulator."""
+    """Wavefronts and sectors over the fewest possible, in the emulator; not of more than a segment of K, which takes long."""
+    if variant.long:
+        return None, None
     call = variant.call.build()
     try:
         emulator.execute(variant.call.plan(call, variant.arch), call.problems, call.arrays)

@@ -40,13 +40,13 @@ class SmallCall:
     view: str = "contiguous"
     options: Options = _UNTUNED
 
-    def build(self) -> gemm.Call:
-        """The checked call, with random inputs and outputs full of NaN."""
+    def build(self, *, random: bool = True) -> gemm.Call:
+        """The checked call, with random inputs (zeros are made faster) and outputs full of NaN."""
         dtype = numpy_dtype(self.dtype)
-        arrays = {
-            name: testing.VIEWS[self.view](testing.normal(shape, dtype, seed), np)
-            for seed, (name, shape) in enumerate(self.inputs)
-        }
+        arrays = {}
+        for seed, (name, shape) in enumerate(self.inputs):
+            values = testing.normal(shape, dtype, seed) if random else np.zeros(shape, dtype)
+            arrays[name] = testing.VIEWS[self.view](values, np)
         outputs = {name: testing.poisoned(shape, dtype).array for name, shape in self.outputs}
         return BUILDERS[self.op](**arrays, **outputs, **dict(self.settings))
 
@@ -65,6 +65,7 @@ class Variant:
     call: SmallCall
     step: int
     layout: str  # a key of LAYOUTS; empty for kernels that multiply no matrices
+    long: bool = False  # launched only where K is longer than a segment
 
     @property
     def precision(self) -> str | None:
@@ -83,7 +84,8 @@ class Variant:
     def name(self) -> str:
         """Stable and unique, as in "gemm_simt NT 128x128x16/8x8 float32 sm_90a"."""
         view = self.call.view if self.call.view not in ("contiguous", _COPIED) else None
-        words = (self.config.family, self.layout, self.tile, self.call.dtype, self.precision, view, self.arch)
+        long = "K>S" if self.long else None
+        words = (self.config.family, self.layout, self.tile, self.call.dtype, self.precision, long, view, self.arch)
         return " ".join(word for word in words if word)
 
 
@@ -102,20 +104,24 @@ def _gemm_call(
 
 def _gemm_calls(
     arch: str, family: str, dtype: str, precision: str | None, view: str
-) -> Iterator[tuple[str, SmallCall]]:
-    """(layout, a call of one tile, a few k-tiles deep) for each legal variant of a family."""
+) -> Iterator[tuple[str, SmallCall, bool]]:
+    """For each legal variant of a family its layout and a call of one tile (of a cluster of them), a few k-tiles deep;
+    then one of more than a segment of K, for which a family may have another kernel."""
     for layout in LAYOUTS:
-        probe = _gemm_call(layout, dtype, precision, view, (128, 128, 128), Options(family=family, tuned=False))
+        # Four rows of the largest tiles, so that clusters are legal.
+        probe = _gemm_call(layout, dtype, precision, view, (512, 512, 128), Options(family=family, tuned=False))
         try:
-            choices = probe.plan(probe.build(), arch).choices
+            choices = probe.plan(probe.build(random=False), arch).choices
         except BackendError:  # the family has nothing for these operands on this arch
             continue
         for choice in choices:
             if choice.refused is None:
                 config = choice.config
-                sizes = (config.block_m, config.block_n, max(64, 2 * config.block_k))
                 options = Options(family=family, tile=config.tile, splits=1, tuned=False)
-                yield layout, _gemm_call(layout, dtype, precision, view, sizes, options)
+                rows, depth = config.block_m * config.blocks_per_cluster, max(64, 2 * config.block_k)
+                for long in (False, True):
+                    sizes = (rows, config.block_n, depth + long * config.segment)
+                    yield layout, _gemm_call(layout, dtype, precision, view, sizes, options), long
 
 
 def _other_calls(dtype: str) -> Iterator[SmallCall]:
@@ -149,13 +155,13 @@ def variants(
     wanted = None if families is None else set(families)
     found: dict[Config, Variant] = {}
 
-    def add(call: SmallCall, layout: str = "") -> None:
-        for index, step in enumerate(call.plan(call.build(), arch).steps):
+    def add(call: SmallCall, layout: str = "", long: bool = False) -> None:
+        for index, step in enumerate(call.plan(call.build(random=False), arch).steps):
             multiplies = isinstance(step.config, GemmConfig)
             if multiplies and not layout:
                 continue  # a bystander, with whatever tile the planner took
             if wanted is None or step.family in wanted:
-                variant = Variant(arch, step.config, call, index, layout if multiplies else "")
+                variant = Variant(arch, step.config, call, index, layout if multiplies else "", multiplies and long)
                 found.setdefault(step.config, variant)
 
     only_products = wanted is not None and wanted <= set(FAMILIES)  # others may be a step of any product's plan
@@ -165,8 +171,8 @@ def variants(
         for dtype in dtypes:
             for precision in PRECISIONS if dtype == "float32" else (None,):
                 for view in views:
-                    for layout, call in _gemm_calls(arch, family, dtype, precision, view):
-                        add(call, layout)
+                    for layout, call, long in _gemm_calls(arch, family, dtype, precision, view):
+                        add(call, layout, long)
     for dtype in () if only_products else dtypes:
         for call in _other_calls(dtype):
             add(call)

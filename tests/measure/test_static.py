@@ -58,6 +58,23 @@ def test_misaligned_operands_have_kernels_of_their_own() -> None:
     assert misaligned.name == "gemm_simt TN 128x128x16/8x8 float32 misaligned sm_90a"
 
 
+def test_a_family_with_another_kernel_for_more_than_a_segment_shows_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [v for v in variants("sm_90a", ["gemm_wgmma"], ["bfloat16"]) if (v.layout, v.tile) == ("NT", "128x256x64")]
+    assert [v.long for v in found] == [False, True] and found[0].name.replace(" sm", " K>S sm") == found[1].name
+    assert [v.config.running_total for v in found] == [False, True]  # type: ignore[union-attr]
+    assert not any(v.long for v in variants("sm_90a", ["gemm_simt"], ["float32"]))
+    # The emulator would take minutes.
+    monkeypatch.setattr(static.emulator, "execute", None)
+    assert static._requests(found[1], []) == (None, None)
+
+
+def test_tiles_of_a_cluster_are_looked_at_together() -> None:
+    (short, _) = (
+        v for v in variants("sm_90a", ["gemm_wgmma"], ["bfloat16"]) if (v.layout, v.tile) == ("NT", "128x256x64/c2")
+    )
+    assert dict(short.call.inputs)["x"][0] == 256
+
+
 def test_the_tables_of_this_machine_do_not_decide() -> None:
     assert all(not variant.call.options.tuned for variant in variants("sm_90a"))
 

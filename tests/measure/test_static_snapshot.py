@@ -1,9 +1,9 @@
 """No kernel gets worse unseen: compiled kernels against bench/static_snapshot.json, which says what each figure was.
 
-By default: the resources of every tile on sm_90a, and of the first tile of each kind elsewhere; machine code and emulated
-requests of the first tiles on sm_90a, but for bfloat16 (float16's differ in conversions only) and for the small kernels in
-other dtypes than float32. GPULINEAR_TEST_ALL_VARIANTS=1 compares everything, as ``python -m bench.static
---check`` does. With another NVRTC than the snapshot's only what no kernel may have is judged, and a skip says so.
+By default the kernels that other tests compile anyway, and the first tile of each kind: their resources, and on sm_90a
+machine code and emulated requests of those that are planned. GPULINEAR_TEST_ALL_VARIANTS=1 compares everything, as ``python
+-m bench.static --check`` does. With another NVRTC than the snapshot's only what no kernel may have is judged, and a skip
+says so.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ import pytest
 from bench import snapshot, static
 from gpulinear.device import ARCHS
 from gpulinear.measure.static import Row, examine
-from gpulinear.measure.variants import Variant
 from gpulinear.source import HEADERS
 
 from .test_static import made_up
 
 EVERYTHING = os.environ.get("GPULINEAR_TEST_ALL_VARIANTS") == "1"
 DETAILED = "sm_90a"
+# tests/test_kernels_compile.py compiles every tile of these.
+SHARED = (("sm_90a", "gemm_simt", "float32"), ("sm_90a", "gemm_simt", "float64"), ("sm_80", "gemm_mma", "bfloat16"))
 # Everything of an arch together, but family by family where there is the most to do.
 PARTS = [(arch, "") for arch in ARCHS if arch != DETAILED] + [(DETAILED, family) for family in HEADERS]
 
 
 @cache
-def kept(arch: str) -> list[tuple[Variant, bool]]:
+def kept(arch: str) -> list[static.Kept]:
     return static.kept(arch)
 
 
@@ -47,28 +48,33 @@ def of_arch(arch: str) -> snapshot.Snapshot:
     return snapshot.Snapshot(committed().nvrtc, kernels)
 
 
-def look(variant: Variant, first: bool) -> Row | None:
+def look(one: static.Kept) -> Row | None:
     """The row of a kernel, as closely as this run looks at it."""
+    variant = one.variant
     if EVERYTHING:
         return examine(variant)
-    if variant.arch == DETAILED:
-        dtype = variant.call.dtype
-        closely = first and dtype != "bfloat16" and (variant.layout != "" or dtype == "float32")
-        return examine(variant, resources_only=not closely)
-    return examine(variant, resources_only=True) if first and variant.layout else None
+    if (variant.arch, variant.config.family, variant.call.dtype) not in SHARED and not one.first:
+        return None
+    if variant.arch != DETAILED:
+        few = variant.layout != "" and variant.precision in (None, "tf32")
+        return examine(variant, resources_only=True) if few else None
+    if variant.layout and variant.call.dtype == "float16":
+        return None  # bfloat16's, but for conversions
+    telling = variant.layout != "" or variant.call.dtype == "float32"
+    return examine(variant, resources_only=not (one.first and one.planned and telling))
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_no_kernel_is_new_or_gone(arch: str) -> None:
-    names = [variant.name for variant, _ in kept(arch)]
+    names = [one.variant.name for one in kept(arch)]
     assert not snapshot.strangers(of_arch(arch), names), snapshot.strangers(of_arch(arch), names)
 
 
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize(("arch", "family"), PARTS)
 def test_no_kernel_got_worse(arch: str, family: str) -> None:
-    chosen = [part for part in kept(arch) if family in ("", part[0].config.family)]
-    rows = [row for variant, first in chosen if (row := look(variant, first)) is not None]
+    chosen = [one for one in kept(arch) if family in ("", one.variant.config.family)]
+    rows = [row for one in chosen if (row := look(one)) is not None]
     assert rows
     defects = [f"{row.name}: {defect}" for row in rows for defect in row.defects]
     assert not defects, "\n".join(defects)
