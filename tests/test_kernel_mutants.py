@@ -6,9 +6,7 @@ run in the emulator. The matrix is printed at the end (``-s`` shows it), with wh
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +15,17 @@ import numpy as np
 import pytest
 
 import gpulinear as gl
-import gpulinear.compile as compiler
 from gpulinear import gemm, testing
 from gpulinear.config import SEGMENT
-from gpulinear.emulator import BudgetError, DeadlockError
-from gpulinear.errors import KernelFault
 from gpulinear.plan import Options
 
+from .kill_matrix import Mutant, Probe, caught_by, first_verdict, print_matrix, probes_of
+from .layers import f8, ints
+
 Array = np.ndarray[Any, Any]
-Probe = Callable[[], list[tuple[Array, Array]]]
 BF16 = np.dtype(ml_dtypes.bfloat16)
 S = SEGMENT["gemm_simt"]
 SMALL = "32x32x16/4x4"
-
-
-def ints(*shape: int, dtype: Any = "float32", seed: int = 0) -> Array:
-    return testing.integers(shape, dtype, seed)
-
-
-def f8(a: Array) -> Array:
-    return a.astype(np.float64)
 
 
 def ragged() -> list[tuple[Array, Array]]:
@@ -127,17 +116,6 @@ def gapped() -> list[tuple[Array, Array]]:
     return [(gl.linear(x, w), (f8(x) @ f8(w).T).astype(np.float32))]
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """``old``, which stands once in ``file``, becomes ``new``."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    probe: Probe
-
-
 MUTANTS = [
     Mutant("no barrier before the k-tile is read", "gemm_simt.cuh", "__syncthreads();  // everybody", "// everybody", ragged),
     Mutant("waits for one group too few", "gemm_simt.cuh", "cp_async_wait<kStages - 2>", "cp_async_wait<kStages - 1>", ragged),
@@ -179,13 +157,6 @@ MUTANTS = [
 ]  # fmt: skip
 
 
-def print_matrix(title: str, caught: dict[str, str]) -> None:
-    width = max((len(name) for name in caught), default=0)
-    print(f"\n{title}: caught by")
-    for name, how in caught.items():
-        print(f"  {name:<{width}}  {how}")
-
-
 @pytest.fixture(scope="module")
 def matrix() -> Iterator[dict[str, str]]:
     caught: dict[str, str] = {}
@@ -193,49 +164,17 @@ def matrix() -> Iterator[dict[str, str]]:
     print_matrix("kernel mutants", caught)
 
 
-def verdict(probe: Probe) -> str | None:
-    """How a probe fails: the kind of the first finding, the error, "wrong result"; None if it passes."""
-    try:
-        for got, want in probe():
-            testing.assert_same_bits(got, want)
-    except KernelFault as fault:
-        lines = [line for line in str(fault).splitlines()[1:] if line and not line.startswith(" ")]
-        return lines[0].partition(":")[0] if lines else "unwritten output"
-    except (DeadlockError, BudgetError) as error:
-        return type(error).__name__
-    except AssertionError:
-        return "wrong result"
-    return None
-
-
-PROBES = sorted({mutant.probe for mutant in MUTANTS}, key=lambda probe: probe.__name__)
+PROBES = probes_of(MUTANTS)
 
 
 @pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.__name__)
 @pytest.mark.parametrize("schedule", ["lockstep", "warps", "random:0"])
 def test_the_clean_kernels_pass(probe: Probe, schedule: str, compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPULINEAR_EMULATOR_SCHEDULE", schedule)
-    with gl.host_backend("emulator"):
-        assert verdict(probe) is None
-
-
-def caught_by(mutant: Mutant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What catches a mutant: its probe is run on a copy of the kernels that holds it."""
-    kernels = tmp_path / "kernels"
-    shutil.copytree(compiler.kernels_dir(), kernels)
-    path = kernels / mutant.file
-    text = path.read_text()
-    assert text.count(mutant.old) == 1, f"{mutant.old!r} stands {text.count(mutant.old)} times in {mutant.file}"
-    path.write_text(text.replace(mutant.old, mutant.new))
-    monkeypatch.setattr(compiler, "kernels_dir", lambda: kernels)
-    how = verdict(mutant.probe)
-    assert how is not None, "the mutant survived"
-    return how
+    assert first_verdict(probe, monkeypatch, [schedule]) is None
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_every_mutant_is_caught(
     mutant: Mutant, compiled: None, matrix: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with gl.host_backend("emulator"):
-        matrix[mutant.name] = caught_by(mutant, tmp_path, monkeypatch)
+    matrix[mutant.name] = caught_by(mutant, tmp_path, monkeypatch)

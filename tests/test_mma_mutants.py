@@ -1,6 +1,6 @@
 """The kill matrix of gemm_mma: bugs put into it on purpose, each of which a report, a counter or a number must catch.
 
-As tests/test_kernel_mutants.py, whose machinery runs them.
+tests/kill_matrix.py runs them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from gpulinear import gemm, testing
 from gpulinear.backends.emulator import last_results
 from gpulinear.plan import Options
 
+from .kill_matrix import Mutant, Probe, caught_by, first_verdict, print_matrix, probes_of
+from .layers import f8, ints
 from .test_kernel_counters import aligned
-from .test_kernel_mutants import Mutant, Probe, caught_by, f8, ints, print_matrix, verdict
 
 Array = np.ndarray[Any, Any]
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -151,7 +152,7 @@ MUTANTS = [
     Mutant("chunks in the other order", STORE, "(chunk ^ swap) * 4", "chunk * 4", conflicts),
 ]  # fmt: skip
 
-PROBES = sorted({mutant.probe for mutant in MUTANTS}, key=lambda probe: probe.__name__)
+PROBES = probes_of(MUTANTS)
 
 
 @pytest.fixture(scope="module")
@@ -164,14 +165,11 @@ def matrix() -> Iterator[dict[str, str]]:
 @pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.__name__)
 @pytest.mark.parametrize("schedule", ["lockstep", "warps", "random:0"])
 def test_the_clean_kernel_passes(probe: Probe, schedule: str, compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPULINEAR_EMULATOR_SCHEDULE", schedule)
-    with gl.host_backend("emulator", arch="sm_80"):
-        assert verdict(probe) is None
+    assert first_verdict(probe, monkeypatch, [schedule], "sm_80") is None
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_every_mutant_is_caught(
     mutant: Mutant, compiled: None, matrix: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with gl.host_backend("emulator", arch="sm_80"):
-        matrix[mutant.name] = caught_by(mutant, tmp_path, monkeypatch)
+    matrix[mutant.name] = caught_by(mutant, tmp_path, monkeypatch, arch="sm_80")

@@ -7,77 +7,33 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import pictures, report, staleness, tables
-from gpulinear.measure import pairs
+from bench import report, staleness, tables
 from gpulinear.measure.case import Case
 from gpulinear.measure.cases import GROUPS, select
-from gpulinear.measure.pairs import GpuRows, Pair, by_gpu, summarize
-from gpulinear.measure.records import Recorder, RecordError, Row, read_all, results_path
+from gpulinear.measure.pairs import GpuRows, by_gpu, summarize
+from gpulinear.measure.records import Recorder, RecordError, read_all, results_path
 
-CASE = Case("linear", "bfloat16", 1024, 1024, 1024, group="square", source="a fake")
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-FIRST, SECOND = "1" * 32, "2" * 32
-PROVENANCE = {
-    "gpu": "Fake GPU", "arch": "sm_90a", "sms": 7, "driver": "13.2", "cuda": "13.0", "nvrtc": "13.0", "cupy": "14.2.0",
-    "numpy": "2.3.0", "python": "3.12.1", "gpulinear": "0.1.0", "commit": COMMIT, "dirty": False,
-    "time": "2026-01-02T03:04:05+00:00",
-}  # fmt: skip
-LATER = {"run": SECOND, "time": "2026-01-03T03:04:05+00:00"}
-
-
-def row(provider: str = "gpulinear", us: float | None = 10.0, case: Case = CASE, **more: Any) -> dict[str, Any]:
-    """A row of a case; without ``us`` one that was not run, unless ``more`` says otherwise."""
-    data = {
-        "schema": 1, "kind": "time", "run": FIRST, "case": case.to_json(), "name": case.name, "flops": case.flops,
-        "least_bytes": case.least_bytes, "provider": provider, "ours": provider.startswith("gpulinear"), "kernel": "",
-        **PROVENANCE,
-    }  # fmt: skip
-    if us is None:
-        return {**data, "status": "skipped", "reason": "budget", **more}
-    return {
-        **data, "status": "ok", "error_units": 0.25, "same_bits": True, "us_p20": us * 0.75, "us_p50": us,
-        "us_p80": us * 1.5, "samples": 50, "late_batches": 0, "sets": 3, **more,
-    }  # fmt: skip
-
-
-def wrong(provider: str = "gpulinear", case: Case = CASE, **more: Any) -> dict[str, Any]:
-    return {**row(provider, None, case), "status": "WRONG", "reason": "NaN in 3 outputs", **more}
-
-
-def ceiling(name: str, value: float, unit: str = "TFLOP/s", **more: Any) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "kind": "ceiling",
-        "run": FIRST,
-        "ceiling": name,
-        "value": value,
-        "unit": unit,
-        **PROVENANCE,
-        **more,
-    }
-
-
-def placed(rows: Iterable[dict[str, Any]]) -> list[Row]:
-    return [Row(data, Path("2026-01-02-0123456.jsonl"), line) for line, data in enumerate(rows, 1)]
-
-
-def gpu(*rows: dict[str, Any]) -> GpuRows:
-    return GpuRows(placed(rows))
-
-
-def only(found: GpuRows) -> Pair:
-    (pair,) = found.pairs
-    return pair
-
+from .report_rows import (
+    BEHIND,
+    CASE,
+    FIRST,
+    LATER,
+    PROVENANCE,
+    ceiling,
+    everything,
+    gpu,
+    only,
+    placed,
+    row,
+    wrong,
+)
 
 # Ratios
 
@@ -317,21 +273,6 @@ def test_what_git_cannot_tell(checkout: tuple[Path, str], monkeypatch: pytest.Mo
 # Files
 
 
-def everything() -> list[dict[str, Any]]:
-    """Rows for every picture and table."""
-    rows: list[dict[str, Any]] = [ceiling("copy", 1000.0, "GB/s")]
-    rows += [ceiling(f"matmul {name}", 500.0) for name in ("bfloat16", "float32", "tf32")]
-    numbers = (("bfloat16", None), ("float32", None), ("float32", "tf32"))
-    for (dtype, precision), op, size in product(numbers, ("linear", "dgrad", "wgrad"), (512, 1024, 2048)):
-        case = Case(op, dtype, size, size, size, precision=precision, group="square")
-        rows += [row(us=size / 20, case=case, host_us=7.0), row("torch", size / 25, case, host_us=5.0)]
-    few = Case("linear", "bfloat16", 1, 512, 512, group="decode")
-    return [*rows, row(us=4, case=few), row("torch", 5, few), wrong(case=replace(few, tokens=2))]
-
-
-BEHIND = [row(us=10.0), row("torch", 8.0)]
-
-
 def write_rows(root: Path, rows: Iterable[dict[str, Any]]) -> None:
     for data in rows:
         with Recorder(results_path(root / "bench" / "results", data)) as recorder:
@@ -476,64 +417,3 @@ def test_rows_by_other_hands_are_counted(tree: Path) -> None:
 def test_what_is_committed_is_what_the_rows_say(capsys: pytest.CaptureFixture[str]) -> None:
     code = report.main(["--check"])
     assert code == 0, capsys.readouterr().out
-
-
-# Pictures
-
-
-@pytest.mark.parametrize(
-    ("rows", "drawn"),
-    [
-        ([row(us=None)], set()),
-        ([row()], {"squares"}),
-        ([row(), row("torch", 20)], {"squares", "ratio"}),
-        ([row(host_us=1.0)], {"squares", "host"}),
-        ([row(), ceiling("copy", 9.0, "GB/s")], {"squares", "roofline"}),
-        ([row("torch", 20)], set()),
-        ([row(case=replace(CASE, tokens=1, out_features=2, group="tiny")), ceiling("copy", 9.0, "GB/s")], set()),
-        (everything(), {"ratio", "squares", "roofline", "share", "host"}),
-    ],
-)  # fmt: skip
-def test_pictures_are_drawn_of_what_there_is(rows: list[dict[str, Any]], drawn: set[str]) -> None:
-    found = pictures.draw(gpu(*rows))
-    assert set(found) == {f"{name}-{theme}.svg" for name in drawn for theme in ("light", "dark")}
-    for data in found.values():
-        ET.fromstring(data)
-
-
-def test_every_picture_has_words_and_both_themes_have_every_colour() -> None:
-    assert set(pictures.DRAWINGS) == set(tables.PICTURES)
-    for theme in pictures.THEMES:
-        assert len(set(theme.series)) == len(pairs.ARITHMETIC) >= len(pairs.OPS)
-
-
-def test_a_caption_names_gpu_day_and_commit() -> None:
-    figure = pictures.ratio(gpu(*everything()), pictures.THEMES[0])
-    assert figure is not None
-    assert "Fake GPU · 2026-01-02 · gpulinear at commit 0123456" in [text.get_text() for text in figure.texts]
-    for axis in figure.axes:
-        if axis.get_visible() and axis.get_subplotspec().is_first_col():
-            assert axis.get_ylabel()
-
-
-def test_the_share_of_cases_falls_from_all_to_none() -> None:
-    cases = [replace(CASE, tokens=tokens) for tokens in (512, 1024)]
-    rows = [
-        row(provider, us, case) for case, us in zip(cases, (10, 40), strict=True) for provider in ("gpulinear", "torch")
-    ]
-    found = gpu(*rows, ceiling("copy", 1e9, "GB/s"), ceiling("matmul bfloat16", 1e3))
-    figure = pictures.share(found, pictures.THEMES[0])
-    assert figure is not None
-    ours = figure.axes[0].lines[-1]
-    shares = sorted(100 * (pair.share(pair.timed) or 0.0) for pair in found.pairs)
-    assert list(ours.get_xdata()) == [0, *shares, shares[-1]] and list(ours.get_ydata()) == [100, 100, 50, 0]
-
-
-@pytest.mark.parametrize("bandwidth", [1.0, 1e3, 1e6])
-def test_the_slope_of_the_roof_ends_in_its_corner(bandwidth: float) -> None:
-    found = gpu(row(), ceiling("copy", bandwidth, "GB/s"), ceiling("matmul bfloat16", 500.0))
-    figure = pictures.roofline(found, pictures.THEMES[0])
-    assert figure is not None
-    (x, corner), (y, top) = figure.axes[0].lines[0].get_data()
-    low, high = figure.axes[0].get_xlim()
-    assert low <= x < corner < high and top == 500 and y < top

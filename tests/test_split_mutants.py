@@ -1,12 +1,11 @@
 """The kill matrix of the split precisions: bugs put on purpose into the split pass, and into the order of the products of
 planes, their promotion and their copies. Each must be caught by a report or by the bits of bench/order.py.
 
-The mutants and their matrix are those of test_kernel_mutants.py.
+tests/kill_matrix.py runs them.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 
 import gpulinear as gl
-import gpulinear.compile as compiler
 from bench.order import split_gemm
 from gpulinear import gemm, testing
 from gpulinear.config import PROMOTE
@@ -24,11 +22,10 @@ from gpulinear.emulator import SanitizerError
 from gpulinear.errors import KernelFault
 from gpulinear.plan import Options
 
-from .test_kernel_mutants import Mutant, verdict
+from .kill_matrix import Mutant, Pairs, Probe, caught_by, first_verdict, print_matrix, probes_of
 from .test_split_planes import SPECIAL_BITS, from_bits, run_split, want_planes
 
 Array = np.ndarray[Any, Any]
-Pairs = list[tuple[Array, Array]]
 S = 128
 DEPTH = {"bf16x6": 32, "tf32x3": 16}  # of a k-tile
 SCHEDULES = ("lockstep", "warps", "random:0")
@@ -124,42 +121,23 @@ MUTANTS = [
     Mutant("planes copied over each other", TILE, "plane * Tile::kBytes", "0", bf16x6),
     Mutant("planes of another size", TILE, "(kAlongK ? size_mn : size_k) * ld", "(kAlongK ? size_k : size_mn) * ld", bf16x6),
 ]  # fmt: skip
-PROBES = [bfloat16_planes, tf32_planes, bf16x6, tf32x3]
+PROBES = probes_of(MUTANTS)
 
 
 @pytest.fixture(scope="module")
 def matrix() -> Iterator[dict[str, str]]:
     caught: dict[str, str] = {}
     yield caught
-    width = max((len(name) for name in caught), default=0)
-    print("\nmutants of the split precisions: caught by")
-    for name, how in caught.items():
-        print(f"  {name:<{width}}  {how}")
+    print_matrix("mutants of the split precisions", caught)
 
 
 @pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.__name__)
-def test_the_clean_kernels_pass(probe: Any, compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    for schedule in SCHEDULES:
-        monkeypatch.setenv("GPULINEAR_EMULATOR_SCHEDULE", schedule)
-        with gl.host_backend("emulator"):
-            assert verdict(probe) is None
+def test_the_clean_kernels_pass(probe: Probe, compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert first_verdict(probe, monkeypatch, SCHEDULES) is None
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_every_mutant_is_caught(
     mutant: Mutant, compiled: None, matrix: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernels = tmp_path / "kernels"
-    shutil.copytree(compiler.kernels_dir(), kernels)
-    path = kernels / mutant.file
-    text = path.read_text()
-    assert text.count(mutant.old) == 1, f"{mutant.old!r} stands {text.count(mutant.old)} times in {mutant.file}"
-    path.write_text(text.replace(mutant.old, mutant.new))
-    monkeypatch.setattr(compiler, "kernels_dir", lambda: kernels)
-    found = None
-    for schedule in SCHEDULES:
-        monkeypatch.setenv("GPULINEAR_EMULATOR_SCHEDULE", schedule)
-        with gl.host_backend("emulator"):
-            found = found or verdict(mutant.probe)
-    assert found is not None, "the mutant survived"
-    matrix[mutant.name] = found
+    matrix[mutant.name] = caught_by(mutant, tmp_path, monkeypatch, SCHEDULES)

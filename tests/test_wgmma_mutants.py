@@ -1,12 +1,12 @@
 """The kill matrix of gemm_wgmma: bugs put into it on purpose, each of which a report or a number must catch.
 
-The mutants and their matrix are those of test_kernel_mutants.py; these run under three schedules until one catches them.
+tests/kill_matrix.py runs them, under each schedule until one catches them.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +15,18 @@ import numpy as np
 import pytest
 
 import gpulinear as gl
-import gpulinear.compile as compiler
-from gpulinear import gemm, testing
+from gpulinear import gemm
 from gpulinear.plan import Options
 
-from .test_kernel_mutants import Mutant, Probe, verdict
+from . import layers
+from .kill_matrix import Mutant, Pairs, Probe, caught_by, first_verdict, print_matrix, probes_of
+from .layers import f8
 
 Array = np.ndarray[Any, Any]
-Pairs = list[tuple[Array, Array]]
 BF16 = np.dtype(ml_dtypes.bfloat16)
+ints = partial(layers.ints, dtype=BF16)
 F32 = np.dtype("float32")
 SCHEDULES = ("lockstep", "warps", "random:0", "random:1")
-
-
-def ints(*shape: int, dtype: Any = BF16, seed: int = 0) -> Array:
-    return testing.integers(shape, dtype, seed)
-
-
-def f8(a: Array) -> Array:
-    return a.astype(np.float64)
 
 
 def planned(tile: str, call: Callable[[], Pairs], **options: Any) -> Pairs:
@@ -243,42 +236,19 @@ MUTANTS = [
 def matrix() -> Iterator[dict[str, str]]:
     caught: dict[str, str] = {}
     yield caught
-    width = max((len(name) for name in caught), default=0)
-    print("\ngemm_wgmma mutants: caught by")
-    for name, how in caught.items():
-        print(f"  {name:<{width}}  {how}")
+    print_matrix("gemm_wgmma mutants", caught)
 
 
-def first_verdict(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> str | None:
-    """The verdict under the first schedule that has one."""
-    for schedule in SCHEDULES:
-        monkeypatch.setenv("GPULINEAR_EMULATOR_SCHEDULE", schedule)
-        with gl.host_backend("emulator"):
-            how = verdict(probe)
-        if how is not None:
-            return how if schedule == "lockstep" else f"{how} under {schedule}"
-    return None
-
-
-PROBES = sorted({mutant.probe for mutant in MUTANTS}, key=lambda probe: probe.__name__)
+PROBES = probes_of(MUTANTS)
 
 
 @pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.__name__)
 def test_the_clean_kernel_passes(probe: Probe, compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert first_verdict(probe, monkeypatch) is None
+    assert first_verdict(probe, monkeypatch, SCHEDULES) is None
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_every_mutant_is_caught(
     mutant: Mutant, compiled: None, matrix: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernels = tmp_path / "kernels"
-    shutil.copytree(compiler.kernels_dir(), kernels)
-    path = kernels / mutant.file
-    text = path.read_text()
-    assert text.count(mutant.old) == 1, f"{mutant.old!r} stands {text.count(mutant.old)} times in {mutant.file}"
-    path.write_text(text.replace(mutant.old, mutant.new))
-    monkeypatch.setattr(compiler, "kernels_dir", lambda: kernels)
-    how = first_verdict(mutant.probe, monkeypatch)
-    assert how is not None, "the mutant survived"
-    matrix[mutant.name] = how
+    matrix[mutant.name] = caught_by(mutant, tmp_path, monkeypatch, SCHEDULES)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -20,8 +21,12 @@ from gpulinear.config import WGMMA_TILES
 from gpulinear.emulator import tensorcore
 from gpulinear.plan import Options
 
+from . import layers
+from .layers import check_exact, f8
+
 Array = np.ndarray[Any, Any]
 BF16 = np.dtype(ml_dtypes.bfloat16)
+ints = partial(layers.ints, dtype=BF16)
 F16 = np.dtype("float16")
 F32 = np.dtype("float32")
 SMALL = "64x64x64"
@@ -37,28 +42,6 @@ def emulator(compiled: None) -> Iterator[None]:
 def wgmma(tile: str | None = SMALL, **options: Any) -> AbstractContextManager[None]:
     """Plan with gemm_wgmma, whatever family the problem belongs to."""
     return gemm.planning(Options(family="gemm_wgmma", tile=tile, **options))
-
-
-def ints(*shape: int, dtype: Any = BF16, seed: int = 0) -> Array:
-    return testing.integers(shape, dtype, seed)
-
-
-def f8(a: Array) -> Array:
-    return a.astype(np.float64)
-
-
-def check_exact(tokens: int, out: int, inner: int, dtype: Any = BF16) -> None:
-    """All three layouts of a layer, and by a transposed view the fourth pair of majors."""
-    x, w, dy = (
-        ints(tokens, inner, dtype=dtype),
-        ints(out, inner, dtype=dtype, seed=1),
-        ints(tokens, out, dtype=dtype, seed=2),
-    )
-    y = (f8(x) @ f8(w).T).astype(dtype)
-    testing.assert_same_bits(gl.linear(x, w), y)
-    testing.assert_same_bits(gl.linear(np.ascontiguousarray(x.T).T, w), y)
-    testing.assert_same_bits(gl.dgrad(dy, w), (f8(dy) @ f8(w)).astype(dtype))
-    testing.assert_same_bits(gl.wgrad(dy, x), (f8(dy).T @ f8(x)).astype(dtype))
 
 
 def test_the_four_pairs_of_majors_are_read_in_place() -> None:
@@ -83,7 +66,7 @@ SHAPES = [(1, 1, 1), (1, 8, 8), (8, 1, 64), (63, 65, 7), (64, 64, 64), (65, 63, 
 def test_exact_integers_at_the_edges_of_tiles(shape: tuple[int, int, int]) -> None:
     """Odd widths go through aligned copies, so that every edge of every operand is met."""
     with wgmma(segment=64, num_sms=2):
-        check_exact(*shape)
+        check_exact(*shape, BF16)
 
 
 @pytest.mark.parametrize("inner", [64, 200])

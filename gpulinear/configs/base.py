@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..device import DeviceSpec
-from ..problem import ITEMSIZE, Gemm, Matrix
+from ..problem import ITEMSIZE, Gemm, Matrix, accumulator_dtype
 
 # K (or the rows of a column sum) is cut into segments of this many elements: the unit of split-K, the same for every
 # shape, tile and batch (docs/design.md, "The numeric contract").
@@ -85,9 +85,20 @@ class GemmConfig(ABC):
     def min_blocks(self) -> int:
         """Blocks per SM that ptxas must leave registers for (second argument of __launch_bounds__)."""
 
-    @abstractmethod
     def cpp(self) -> dict[str, str]:
-        """Members of the C++ ``Config`` struct: types, and constants whose names start with k."""
+        """Members of the C++ ``Config`` struct: types, and constants whose names start with k. A family adds its own."""
+        return {
+            "In": CPP_TYPE[self.dtype],
+            "Acc": CPP_TYPE[accumulator_dtype(self.dtype)],
+            "Out": CPP_TYPE[self.out_dtype],
+            "Bias": CPP_TYPE[self.bias_dtype],
+            "kMajorA": cpp_major(self.k_major_a),
+            "kMajorB": cpp_major(self.k_major_b),
+            "kBlockM": str(self.block_m),
+            "kBlockN": str(self.block_n),
+            "kStages": str(self.stages),
+            "kSegment": str(self.segment),
+        }
 
     @abstractmethod
     def supports(self, gemm: Gemm, spec: DeviceSpec) -> str | None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ..device import DeviceSpec
 from ..problem import ITEMSIZE, Gemm, Matrix
-from .base import CPP_TYPE, PROMOTE, SEGMENT, GemmConfig, cpp_major, pitch_a, pitch_b
+from .base import PROMOTE, SEGMENT, GemmConfig, pitch_a, pitch_b
 from .split import SPLITS, Split
 
 # Floats between two staged rows beyond a warp's columns, and staged rows of a warp (kernels/gemm_mma/store.cuh).
@@ -129,22 +129,12 @@ class GemmMmaConfig(GemmConfig):
 
     def cpp(self) -> dict[str, str]:
         """Members of the C++ ``Config`` struct."""
-        return {
-            "In": CPP_TYPE[self.dtype],
-            "Acc": "float",
-            "Out": CPP_TYPE[self.out_dtype],
-            "Bias": CPP_TYPE[self.bias_dtype],
-            "kMajorA": cpp_major(self.k_major_a),
-            "kMajorB": cpp_major(self.k_major_b),
-            "kBlockM": str(self.block_m),
-            "kBlockN": str(self.block_n),
+        return super().cpp() | {
             "kBlockK": str(self.block_k),
             "kWarpM": str(self.warp_m),
             "kWarpN": str(self.warp_n),
-            "kStages": str(self.stages),
             "kVecA": str(self.vec_a),
             "kVecB": str(self.vec_b),
-            "kSegment": str(self.segment),
             "kPlanes": str(self.planes),
             "kPromote": str(self.promote),
         }

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ..device import DeviceSpec
 from ..problem import ITEMSIZE, Gemm, accumulator_dtype
-from .base import CPP_TYPE, SEGMENT, GemmConfig, cpp_bool, cpp_major, pitch_a, pitch_b, vector_bytes
+from .base import SEGMENT, GemmConfig, cpp_bool, pitch_a, pitch_b, vector_bytes
 
 
 @dataclass(frozen=True)
@@ -114,22 +114,12 @@ class GemmSimtConfig(GemmConfig):
 
     def cpp(self) -> dict[str, str]:
         """Members of the C++ ``Config`` struct."""
-        return {
-            "In": CPP_TYPE[self.dtype],
-            "Acc": CPP_TYPE[accumulator_dtype(self.dtype)],
-            "Out": CPP_TYPE[self.out_dtype],
-            "Bias": CPP_TYPE[self.bias_dtype],
-            "kMajorA": cpp_major(self.k_major_a),
-            "kMajorB": cpp_major(self.k_major_b),
-            "kBlockM": str(self.block_m),
-            "kBlockN": str(self.block_n),
+        return super().cpp() | {
             "kBlockK": str(self.block_k),
             "kThreadM": str(self.thread_m),
             "kThreadN": str(self.thread_n),
-            "kStages": str(self.stages),
             "kVecA": str(self.vec_a),
             "kVecB": str(self.vec_b),
-            "kSegment": str(self.segment),
             "kAsync": cpp_bool(self.asynchronous),
         }
 

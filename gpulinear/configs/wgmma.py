@@ -9,7 +9,7 @@ from typing import ClassVar
 from ..device import DeviceSpec
 from ..problem import ITEMSIZE, Gemm
 from ..tensormap import major_of, rows_of
-from .base import CPP_TYPE, SEGMENT, GemmConfig, cpp_bool, cpp_major
+from .base import SEGMENT, GemmConfig, cpp_bool, cpp_major
 
 _DEPTH = 64  # elements of K in a k-tile: 128 bytes, a row of the swizzle
 _ROW = 128  # its bytes
@@ -139,17 +139,12 @@ class GemmWgmmaConfig(GemmConfig):
 
     def cpp(self) -> dict[str, str]:
         """Members of the C++ ``Config`` struct."""
-        return {
-            "In": CPP_TYPE[self.dtype],
-            "Acc": "float",
-            "Out": CPP_TYPE[self.out_dtype],
-            "Bias": CPP_TYPE[self.bias_dtype],
+        return super().cpp() | {
+            # The matrices as the kernel sees them.
             "kMajorA": cpp_major(self.majors[0]),
             "kMajorB": cpp_major(self.majors[1]),
             "kBlockM": str(self.rows),
             "kBlockN": str(self.cols),
-            "kStages": str(self.stages),
-            "kSegment": str(self.segment),
             "kConsumers": str(self.consumers),
             "kCluster": str(self.cluster),
             "kRunningTotal": cpp_bool(self.running_total),

@@ -23,7 +23,8 @@ from gpulinear.measure.providers.base import BLAS_VIEWS, Product, column_major
 from gpulinear.measure.providers.ours import Ours
 from gpulinear.views import numpy_dtype
 
-from .fake_libraries import array, make_torch
+from .fake_blas import array
+from .fake_libraries import make_torch
 
 PEERS = tuple(providers.PEERS)
 SIZES = (23, 14, 17)  # three sizes, all different, none a multiple of the others
