@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 # Version of the numbers: raised when a change of kernel or order of reduction changes a result bit.
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 
 Config = GemmConfig | ColumnSumConfig | ActGradConfig | OrderedReduceConfig | SplitPlanesConfig | StridedCopyConfig
 
