@@ -13,7 +13,8 @@ from .errors import (
 from .explain import explain, warmup
 from .gemm import host_backend, options
 from .layer import Linear
-from .linear import Grads, bgrad, dgrad, linear, linear_backward, wgrad
+from .linear import Grads, bgrad, dgrad, linear, linear_backward, split, wgrad
+from .planes import Planes
 from .views import ShapeDtype
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __all__ = [
     "GpuLinearError",
     "Grads",
     "Linear",
+    "Planes",
     "ShapeDtype",
     "ShapeError",
     "bgrad",
@@ -35,6 +37,7 @@ __all__ = [
     "linear",
     "linear_backward",
     "options",
+    "split",
     "warmup",
     "wgrad",
 ]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import gemm
+from .configs.split import SPLITS
 from .errors import ArgumentError, DTypeError, ShapeError
+from .planes import Planes, kept_bytes
 from .problem import (
     ACTIVATION_CODES,
     ITEMSIZE,
@@ -18,6 +20,7 @@ from .problem import (
     Gemm,
     Matrix,
     Problem,
+    SplitPlanes,
     Vector,
 )
 from .views import (
@@ -47,8 +50,15 @@ def _check_activation(activation: str | None) -> None:
         raise ArgumentError(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
 
 
-def _check_precision(precision: str | None, dtype: str) -> str | None:
-    """The precision of a call: ieee for float32 unless named, None for the other dtypes."""
+def _check_precision(precision: str | None, dtype: str, weight: ArrayView | None = None) -> str | None:
+    """The precision of a call: that of a weight in planes, else ieee for float32 unless named; None for the other dtypes."""
+    if weight is not None and weight.planes is not None:
+        if precision not in (None, weight.planes):
+            raise ArgumentError(
+                f"weight holds planes for precision={weight.planes!r}, got precision={precision!r}; drop it, or split the "
+                f"weight for {precision!r}"
+            )
+        return weight.planes
     if dtype != "float32":
         if precision is not None:
             raise ArgumentError(
@@ -72,6 +82,14 @@ def _check_last(view: ArrayView, extent: int, what: str) -> None:
         raise ShapeError(f"{view.name} must have at least one dimension, got a scalar array")
     if view.shape[-1] != extent:
         raise ShapeError(f"the last dimension of {view.name} must be {what} = {extent}, got shape {view.shape}")
+
+
+def _check_planes(view: ArrayView, allowed: bool) -> None:
+    if view.planes is not None and not allowed:
+        raise DTypeError(
+            f"planes take the place of a weight in linear, dgrad and linear_backward only, got them as {view.name}; pass "
+            f"the float32 array"
+        )
 
 
 def _output_dtypes(dtype: str) -> tuple[str, ...]:
@@ -99,6 +117,8 @@ class _CallBuilder:
     def __init__(self, op: str, **inputs: Any) -> None:
         self.op = op
         self.inputs = {name: describe(name, array) for name, array in inputs.items() if array is not None}
+        for name, view in self.inputs.items():
+            _check_planes(view, name == "weight" and op != "split")
         self.outputs: dict[str, ArrayView] = {}
         self.missing: dict[str, tuple[tuple[int, ...], str]] = {}
 
@@ -114,6 +134,7 @@ class _CallBuilder:
         if array is None:
             return None
         view = describe(name, array)
+        _check_planes(view, False)
         self.outputs[name] = view
         return view
 
@@ -175,7 +196,7 @@ def _build_linear(
     n, k = builder["weight"].shape
     _check_last(builder["x"], k, "in_features")
     dtype = same_dtype([builder["x"], builder["weight"]])
-    precision = _check_precision(precision, dtype)
+    precision = _check_precision(precision, dtype, builder["weight"])
     b = builder.get("bias")
     if b is not None:
         if b.shape != (n,):
@@ -209,7 +230,7 @@ def _build_dgrad(
     n, k = builder["weight"].shape
     _check_last(builder["dy"], n, "out_features")
     dtype = same_dtype([builder["dy"], builder["weight"]])
-    precision = _check_precision(precision, dtype)
+    precision = _check_precision(precision, dtype, builder["weight"])
     result = _resolve_out_dtype(dtype, out_dtype, builder.given("out", out), "out")
     builder.output("out", (*builder["dy"].shape[:-1], k), result, _output_dtypes(dtype))
     arrays = builder.finish()
@@ -296,7 +317,7 @@ def _build_linear_backward(
     _check_last(g, n, "out_features")
     _check_last(xv, k, "in_features")
     dtype = same_dtype([g, xv, builder["weight"]])
-    precision = _check_precision(precision, dtype)
+    precision = _check_precision(precision, dtype, builder["weight"])
     z = builder.get("preact")
     if (activation is None) != (z is None):
         raise ArgumentError(
@@ -341,10 +362,32 @@ def _build_linear_backward(
     return arrays.call("linear_backward", problems, temporaries)
 
 
+def _build_split(weight: Any, precision: str, *, out: Any = None) -> gemm.Call:
+    builder = _CallBuilder("split", weight=weight)
+    _check_matrix(builder["weight"], "(out_features, in_features)")
+    if builder["weight"].dtype != "float32":
+        raise DTypeError(f"weight must be float32 to be split into planes, got {builder['weight'].dtype}")
+    if precision not in SPLITS:
+        raise ArgumentError(f"precision must be one with planes, {', '.join(SPLITS)}, got {precision!r}")
+    shape = builder["weight"].shape
+    if out is not None:
+        if not isinstance(out, Planes):
+            raise DTypeError(f"out must be planes, which split returns, got {type(out).__name__}")
+        if (out.shape, out.precision) != (shape, precision):
+            raise ShapeError(
+                f"out must be planes of shape {shape} for {precision!r}, got planes of shape {out.shape} for {out.precision!r}"
+            )
+        builder.given("out", out.buffer)
+    builder.output("out", (kept_bytes(shape[0], shape[1], precision) // ITEMSIZE["float32"],), "float32", ("float32",))
+    arrays = builder.finish()
+    return arrays.call("split", [SplitPlanes(precision, arrays.matrix("weight"), arrays.vector("out"))])
+
+
 BUILDERS: dict[str, Callable[..., gemm.Call]] = {
     "linear": _build_linear,
     "dgrad": _build_dgrad,
     "wgrad": _build_wgrad,
     "bgrad": _build_bgrad,
     "linear_backward": _build_linear_backward,
+    "split": _build_split,
 }

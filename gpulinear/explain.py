@@ -31,7 +31,7 @@ def explain(op: str, *args: Any, arch: str | None = None, **kwargs: Any) -> Plan
     """The plan of a call: kernels, tiles, S, grid, what is read in place or copied, and the refused candidates.
 
     Args:
-        op: "linear", "dgrad", "wgrad", "bgrad" or "linear_backward".
+        op: "linear", "dgrad", "wgrad", "bgrad", "linear_backward" or "split".
         args, kwargs: the arguments of that function: arrays of any shapes and dtypes it takes, or ShapeDtype.
         arch: plan for this architecture, such as "sm_80"; default: the arrays' own GPU, else the host backend's arch.
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from . import gemm
 from .calls import BUILDERS, NEEDS
+from .planes import Planes
 
 
 class Grads(NamedTuple):
@@ -41,7 +42,7 @@ def linear(
 
     Args:
         x: (*, in_features), any leading dimensions and strides; also (in_features,).
-        weight: (out_features, in_features), the dtype of x.
+        weight: (out_features, in_features), the dtype of x; or its Planes, whose precision is then that of the call.
         bias: (out_features,), the dtype of x or float32; None for none.
         activation: None, "relu", "gelu" (erf), "gelu_tanh" or "silu"; applied before the one rounding of the result.
         precision: for float32 only. "ieee" (default): FMA chains on CUDA cores; subnormals, Inf and NaN as IEEE has them.
@@ -79,7 +80,7 @@ def dgrad(dy: Any, weight: Any, *, precision: str | None = None, out_dtype: Any 
 
     Args:
         dy: (*, out_features), the gradient by the (pre-activation) output; any strides.
-        weight: (out_features, in_features), the dtype of dy.
+        weight: (out_features, in_features), the dtype of dy; or its Planes, as for ``linear``.
         precision: as for ``linear``.
         out_dtype: float32 for 16-bit inputs, else the dtype of dy.
         out: (*, in_features), written only.
@@ -176,7 +177,7 @@ def linear_backward(
     Args:
         dy: (*, out_features), the gradient by the layer's output; any strides.
         x: (*, in_features), the layer's input.
-        weight: (out_features, in_features).
+        weight: (out_features, in_features), or its Planes, as for ``linear``.
         needs: which of "dx", "dw", "db" to compute.
         activation: the forward pass's activation; then ``preact`` is needed.
         preact: (*, out_features), what ``linear`` stored in ``preact_out``, in the input dtype or float32. dz is
@@ -216,3 +217,33 @@ def linear_backward(
     names = ("dy", "x", "weight", "preact", "dx_out", "dw_out", "db_out")
     gemm.run(call, "linear_backward", arrays, flags, names)
     return Grads(*(call.arrays.get(f"{name}_out") for name in NEEDS))
+
+
+def split(weight: Any, precision: str, *, out: Planes | None = None) -> Planes:
+    """The planes of a float32 weight, to use in its place in ``linear``, ``dgrad`` and ``linear_backward``.
+
+    A call of precision "bf16x6" or "tf32x3" splits both of its operands first. A weight that is used more than once, in
+    forward and backward or from call to call, can be split once instead; the results have the same bits. Planes do not
+    follow the weight: after a change of it, split again into the same planes.
+
+    Args:
+        weight: (out_features, in_features), float32, any strides.
+        precision: "bf16x6" (6 bytes per element) or "tf32x3" (16: ``linear`` and ``dgrad`` read different ones).
+        out: planes of this shape and precision to write; None for new ones.
+
+    Returns:
+        Planes: ``out`` if it was given.
+
+    Raises:
+        ShapeError, DTypeError, ArgumentError, BackendError, CompileError: before anything is launched or written.
+
+    Source: docs/accuracy.md; kernels/split_planes.cuh.
+    """
+    arrays = (weight, out)
+    bound = gemm.lookup("split", arrays, (precision,))
+    if bound is not None:
+        filled = bound(arrays)[1]
+        return filled if out is not None else Planes(weight.shape, precision, filled)
+    call = BUILDERS["split"](weight, precision, out=out)
+    gemm.run(call, "split", arrays, (precision,), ("weight", "out"))
+    return out if out is not None else Planes(tuple(weight.shape), precision, call.arrays["out"])

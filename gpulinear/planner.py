@@ -31,10 +31,11 @@ from .problem import (
     Gemm,
     Matrix,
     Problem,
+    SplitPlanes,
     Vector,
     accumulator_dtype,
 )
-from .splits import split
+from .splits import plan_split, split
 from .wgmma import addressable, wgmma_step
 
 _ROWS_PER_BLOCK = 64  # act_grad without a bias gradient: no chain, so rows are cut finely
@@ -350,6 +351,8 @@ def make_plan(
             _plan_gemm(builder, problem)
         elif isinstance(problem, ColumnSum):
             _plan_column_sum(builder, problem)
+        elif isinstance(problem, SplitPlanes):
+            plan_split(builder, problem)
         else:
             _plan_act_grad(builder, problem)
     reads = tuple(dict.fromkeys(builder.reads))

@@ -39,6 +39,9 @@ class Matrix:
     align: int = 128
     scatter: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     transposed: bool = False  # rows and cols are swapped with respect to the array
+    planes: str | None = (
+        None  # the precision whose planes of the matrix the buffer holds (planes.py), else its elements
+    )
 
     @property
     def T(self) -> Matrix:
@@ -139,4 +142,13 @@ class ActGrad:
     accumulate: bool = False
 
 
-Problem = Gemm | ColumnSum | ActGrad
+@dataclass(frozen=True)
+class SplitPlanes:
+    """The planes of x for a precision, and of its transpose where they must lie along K, in the buffer ``out`` (planes.py)."""
+
+    precision: str
+    x: Matrix
+    out: Vector
+
+
+Problem = Gemm | ColumnSum | ActGrad | SplitPlanes

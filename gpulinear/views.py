@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from .errors import ArgumentError, BackendError, DTypeError, ShapeError
+from .planes import ALIGN, Planes, kept_bytes, pitch_of
 from .problem import ITEMSIZE, MAX_DIM, Matrix, Vector
 
 _DTYPES = {
@@ -40,7 +41,10 @@ class ShapeDtype:
 
 @dataclass(frozen=True)
 class ArrayView:
-    """What is known of one array argument. ``strides`` in bytes; ``device`` is HOST for NumPy."""
+    """What is known of one array argument. ``strides`` in bytes; ``device`` is HOST for NumPy.
+
+    ``planes`` is the precision of ``Planes``, whose buffer is then ``array`` and whose strides mean nothing.
+    """
 
     name: str
     array: Any
@@ -50,6 +54,7 @@ class ArrayView:
     pointer: int
     device: int
     writeable: bool = True
+    planes: str | None = None
 
     @property
     def size(self) -> int:
@@ -60,6 +65,8 @@ class ArrayView:
         """[low, high) of the addresses that its elements occupy; empty arrays give an empty range."""
         if self.size == 0:
             return self.pointer, self.pointer
+        if self.planes is not None:
+            return self.pointer, self.pointer + kept_bytes(self.shape[0], self.shape[1], self.planes)
         low = high = self.pointer
         for extent, stride in zip(self.shape, self.strides, strict=True):
             reach = (extent - 1) * stride
@@ -120,6 +127,13 @@ def describe(name: str, array: Any) -> ArrayView:
         if any(extent < 0 for extent in shape):
             raise ShapeError(f"{name}: a shape has no negative extents, got {shape}")
         return ArrayView(name, None, dtype, shape, contiguous_strides(shape, ITEMSIZE[dtype]), 0, HOST)
+    if isinstance(array, Planes):
+        view = describe(name, array.buffer)
+        if view.pointer % ALIGN:
+            raise ShapeError(
+                f"{name}: planes must lie at a multiple of {ALIGN} bytes, got {view.pointer:#x}; use those of split"
+            )
+        return replace(view, shape=array.shape, strides=(), planes=array.precision)
     if type(array) is np.ndarray or isinstance(array, np.ndarray):
         if isinstance(array, np.ma.MaskedArray):
             raise DTypeError(f"{name} is a masked array; fill it first with {name}.filled(0)")
@@ -195,6 +209,8 @@ def matrix(view: ArrayView, align: int) -> Matrix:
     """The array as a (rows, last dimension) matrix, all leading dimensions flattened; a vector is one row."""
     *lead, cols = view.shape
     rows = math.prod(lead)
+    if view.planes is not None:
+        return Matrix(view.name, rows, cols, pitch_of(cols, view.planes), 1, view.dtype, planes=view.planes)
     check_extent(f"the rows of {view.name}", rows)
     check_extent(f"the last dimension of {view.name}", cols)
     itemsize = ITEMSIZE[view.dtype]
@@ -257,7 +273,7 @@ def check_output(view: ArrayView, shape: tuple[int, ...], dtypes: Sequence[str])
 
 def _rows_of(view: ArrayView) -> tuple[int, int] | None:
     """(positive row stride, width), both in bytes, of an array of rows; None for anything else."""
-    if len(view.shape) < 2:
+    if len(view.shape) < 2 or view.planes is not None:
         return None
     itemsize = ITEMSIZE[view.dtype]
     row = _row_stride(view.shape[:-1], view.strides[:-1])

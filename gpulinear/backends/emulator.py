@@ -13,7 +13,7 @@ from ..emulator.tensormap import encode_tiled
 from ..errors import BackendError, KernelFault
 from ..launch import buffer_order, compile_plan, kernel_names, make_template, record, recorders
 from ..plan import WORKSPACE, Plan
-from ..problem import ColumnSum, Gemm, Problem
+from ..problem import ColumnSum, Gemm, Problem, SplitPlanes
 from ..tensormap import TensorMaps
 from ..views import describe
 
@@ -85,7 +85,7 @@ def _read_outputs(problems: Sequence[Problem]) -> set[str]:
     places = [
         problem.d if isinstance(problem, Gemm) else problem.out if isinstance(problem, ColumnSum) else problem.db
         for problem in problems
-        if problem.accumulate
+        if not isinstance(problem, SplitPlanes) and problem.accumulate
     ]
     return {place.buffer for place in places if place is not None}
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from .. import reference
-from ..problem import ActGrad, ColumnSum, Gemm, Matrix, Problem
+from ..planes import plane_views
+from ..problem import ActGrad, ColumnSum, Gemm, Matrix, Problem, SplitPlanes
 
 Arrays = Mapping[str, "np.ndarray[Any, Any]"]
 
@@ -16,8 +17,28 @@ Arrays = Mapping[str, "np.ndarray[Any, Any]"]
 def _matrix(where: Matrix, arrays: Arrays) -> np.ndarray[Any, Any]:
     """The operand as a 2-D array, a view wherever NumPy can make one."""
     rows, cols = (where.cols, where.rows) if where.transposed else (where.rows, where.cols)
-    array = arrays[where.buffer].reshape(rows, cols)
+    if where.planes is not None:
+        array = _join(arrays[where.buffer], rows, cols, where.planes)
+    else:
+        array = arrays[where.buffer].reshape(rows, cols)
     return array.T if where.transposed else array
+
+
+def _join(buffer: np.ndarray[Any, Any], rows: int, cols: int, precision: str) -> np.ndarray[Any, Any]:
+    """The matrix that planes were made of."""
+    bits = plane_views(buffer, rows, cols, precision)[0][:, :, :cols]
+    shift = 8 * (4 - bits.itemsize)  # a bfloat16 is the upper half of a float32
+    return reference.join(list((bits.astype(np.uint32) << np.uint32(shift)).view(np.float32)))
+
+
+def _run_split(problem: SplitPlanes, arrays: Arrays) -> None:
+    x = _matrix(problem.x, arrays)
+    sets = plane_views(arrays[problem.out.buffer], problem.x.rows, problem.x.cols, problem.precision)
+    for kept, matrix in zip(sets, (x, x.T), strict=False):
+        shift = np.uint32(8 * (4 - kept.itemsize))
+        kept[...] = 0
+        for place, plane in zip(kept, reference.planes(np.ascontiguousarray(matrix), problem.precision), strict=True):
+            place[:, : matrix.shape[1]] = plane.view(np.uint32) >> shift
 
 
 def _store(array: np.ndarray[Any, Any], exact: np.ndarray[Any, Any]) -> None:
@@ -43,6 +64,8 @@ def _run(problem: Problem, arrays: Arrays) -> None:
         out = arrays[problem.out.buffer]
         total = reference.column_sum(_matrix(problem.x, arrays), accumulate_into=out if problem.accumulate else None)
         _store(out, total)
+    elif isinstance(problem, SplitPlanes):
+        _run_split(problem, arrays)
     else:
         _run_act_grad(problem, arrays)
 
