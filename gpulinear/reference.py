@@ -17,7 +17,6 @@ terms is +0, and a zero sum is +0 (never -0). Arrays may have any strides and ma
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -343,7 +342,7 @@ def planes(x: Array, precision: str) -> list[NDArray[np.float32]]:
 
 
 @np.errstate(all="ignore")
-def join(parts: Sequence[Array]) -> NDArray[np.float32]:
+def join(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     """The float32 array that ``planes`` split into ``parts``, but for what was lost."""
     total = np.sum([part.astype(np.float64) for part in parts], axis=0).astype(np.float32)
     last = parts[-1].astype(np.float32)
