@@ -63,7 +63,7 @@ def family_of(gemm: Gemm, spec: DeviceSpec) -> str:
         return "gemm_mma"  # also where it cannot run: its refusal says why
     if gemm.dtype in ("float16", "bfloat16") and spec.compute_capability >= (8, 0):
         return "gemm_wgmma" if spec.arch == "sm_90a" and _weight_is_aligned(gemm) else "gemm_mma"
-    return "gemm_simt"
+    return "gemm_mma" if gemm.dtype == "float16" else "gemm_simt"  # sm_75 has tensor cores for float16 only
 
 
 def _weight_is_aligned(gemm: Gemm) -> bool:

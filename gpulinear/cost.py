@@ -35,7 +35,8 @@ def ceil_div(a: int, b: int) -> int:
 def blocks_per_sm(config: GemmConfig, spec: DeviceSpec) -> int:
     """Resident blocks of one SM, from registers (allocated by 8 per thread), shared memory and threads."""
     by_registers = spec.regs_per_sm // (ceil_div(config.registers, 8) * 8 * config.threads)
-    by_smem = spec.smem_per_sm // (config.smem_bytes + 1024)  # 1 KB per block is the system's
+    reserved = 1024 if spec.compute_capability >= (8, 0) else 0  # of each block for the system
+    by_smem = spec.smem_per_sm // max(1, config.smem_bytes + reserved)
     by_threads = spec.max_threads_per_sm // config.threads
     return max(1, min(by_registers, by_smem, by_threads))
 

@@ -2,20 +2,23 @@
 // for any majors of A and B.
 //
 // Tiles      A block computes kBlockM x kBlockN outputs, a warp kWarpM x kWarpN of them in instructions of
-//            16 x 8 x 16 (tf32: 16 x 8 x 8). Of such a 16 x 8, lane l owns rows l / 4 and l / 4 + 8, columns 2 (l % 4) and the next.
+//            16 x 8 x 16 (tf32, and float16 on sm_75: 16 x 8 x 8). Of such a 16 x 8, lane l owns rows l / 4 and l / 4 + 8, columns 2 (l % 4) and the next.
 // Pipeline   A cp.async ring of kStages k-tiles, one barrier per k-tile. The fragments of the next step are loaded
 //            while the current one is multiplied, over the border of a k-tile too, each into the registers of the one
 //            that it replaces: of A after its row of instructions, of B in the last row.
+//            Without cp.async (!kAsync, sm_75) there are two slots, and the k-tile after the one that is multiplied next
+//            waits in registers.
 // Reduction  K is cut into segments of kSegment. Inside one an output is a single chain of instructions, k ascending,
 //            from +0. Segment sums are added ascending in float32: by this block through p.total (splits == 1), or by
 //            ordered_reduce from slabs. Nothing here depends on the tile: every variant gives the same bits.
 // Planes     kPlanes > 1: operands are planes (split_planes.cuh), whose pairs are multiplied inside every step, the small
 //            products first; every kPromote elements the chain is added into the segment's sum and restarts.
 // Smem       kStages * kPlanes * (kBlockM + kBlockN) * kBlockK * sizeof(In) bytes for the ring, then for each warp
-//            8 * (kWarpN + 8) * 4 bytes for staged rows. No bank conflicts (gemm_mma/tile.cuh, gemm_mma/store.cuh).
+//            8 * (kWarpN + 8) * 4 bytes for staged rows. Without cp.async these lie in the ring, which nothing is on its
+//            way to at the end of a segment. No bank conflicts (gemm_mma/tile.cuh, gemm_mma/store.cuh).
 // Registers  kWarpM * kWarpN / 32 accumulators, (kWarpM + kWarpN) / 4 of fragments, and addresses; over planes twice the
-//            accumulators and the fragments of all of them.
-// Needs      sm_80; base, pitch and row of an operand are multiples of its kVec bytes: 16, 8, 4, or those of an element,
+//            accumulators and the fragments of all of them. Without cp.async, a thread's part of a k-tile.
+// Needs      sm_80 (!kAsync: sm_75, and 16-bit operands); base, pitch and row of an operand are multiples of its kVec bytes: 16, 8, 4, or those of an element,
 //            which is then loaded and stored without cp.async.
 #pragma once
 
@@ -39,8 +42,9 @@ __device__ constexpr int gemm_mma_ring_bytes() {
 
 template <class Config>
 __device__ constexpr int gemm_mma_smem_bytes() {
-  return gemm_mma_ring_bytes<Config>() +
-         gemm_mma_warps<Config>() * kStagedRows * (Config::kWarpN + kStagedPad) * 4;
+  const int ring = gemm_mma_ring_bytes<Config>();
+  const int staged = gemm_mma_warps<Config>() * kStagedRows * (Config::kWarpN + kStagedPad) * 4;
+  return Config::kAsync ? ring + staged : ring > staged ? ring : staged;
 }
 
 template <class Config>
@@ -60,9 +64,11 @@ __device__ void gemm_mma(const GemmParams& p) {
   static_assert(kSteps >= 2,
                 "fragments of a k-tile are all loaded before its last step, which frees its slot");
   static_assert(kStages >= 2, "one k-tile is copied while another is multiplied");
+  static_assert(Config::kAsync || (kStages == 2 && kPlanes == 1), "the register prefetch alternates two slots");
 
-  // kStages x [A tile | B tile], then the staged rows of each warp.
+  // kStages x [A tile | B tile], then the staged rows of each warp (!kAsync: in the same place).
   extern __shared__ __align__(128) char smem[];
+  constexpr int kStagedAt = Config::kAsync ? gemm_mma_ring_bytes<Config>() : 0;
   constexpr int kPartA = kPlanes * TileA::kBytes, kStageBytes = kPartA + kPlanes * TileB::kBytes;
   const unsigned ring = shared_address(smem);
   constexpr int kWarpsN = kBN / Config::kWarpN;
@@ -76,28 +82,50 @@ __device__ void gemm_mma(const GemmParams& p) {
   const int k_tiles = (k_end - k_begin + kBK - 1) / kBK;
   constexpr int kTilesPerSegment = Config::kSegment / kBK;
 
-  TileCopier<TileA, Config::kVecA, kBK, kThreads, kPlanes> copy_a(p.a, p.lda, work.m0, k_begin, p.m, p.k);
-  TileCopier<TileB, Config::kVecB, kBK, kThreads, kPlanes> copy_b(p.b, p.ldb, work.n0, k_begin, p.n, p.k);
+  using CopierA = TileCopier<TileA, Config::kVecA, kBK, kThreads, kPlanes>;
+  using CopierB = TileCopier<TileB, Config::kVecB, kBK, kThreads, kPlanes>;
+  CopierA copy_a(p.a, p.lda, work.m0, k_begin, p.m, p.k);
+  CopierB copy_b(p.b, p.ldb, work.n0, k_begin, p.n, p.k);
   const int warp = threadIdx.x / 32;
   const ReaderA read_a(warp / kWarpsN * Config::kWarpM);
   const ReaderB read_b(warp % kWarpsN * Config::kWarpN);
   using Sums = float[ReaderA::kCount][2 * ReaderB::kCount][4];
   Sums acc = {};
-  const auto copy_tile = [&](int slot) {
-    copy_a.copy(smem + slot * kStageBytes);
-    copy_b.copy(smem + slot * kStageBytes + kPartA);
+  // kAsync: k-tile t, if there is one, starts on its way into a slot.
+  const auto copy_tile = [&](int t, int slot) {
+    if constexpr (Config::kAsync) {
+      if (t < k_tiles) {
+        copy_a.copy(smem + slot * kStageBytes);
+        copy_b.copy(smem + slot * kStageBytes + kPartA);
+      }
+      cp_async_commit();  // also an empty group: the waits count groups, not tiles
+    }
   };
   // While tile t is multiplied: the tile that comes kStages - 1 later goes where tile t - 1 was.
-  const auto refill = [&](int t, int slot) {
-    if (t + kStages - 1 < k_tiles) copy_tile(slot == 0 ? kStages - 1 : slot - 1);
-    cp_async_commit();
+  const auto refill = [&](int t, int slot) { copy_tile(t + kStages - 1, slot == 0 ? kStages - 1 : slot - 1); };
+  // !kAsync: the tile that is stored next.
+  typename CopierA::Held held_a;
+  typename CopierB::Held held_b;
+  // Tile t arrives in its slot.
+  const auto arrive = [&](int t, int slot) {
+    if constexpr (Config::kAsync) {
+      cp_async_wait<kStages - 2>();  // this thread's part of it is there
+    } else {
+      copy_a.store(held_a, smem + slot * kStageBytes);
+      copy_b.store(held_b, smem + slot * kStageBytes + kPartA);
+      if (t + 1 < k_tiles) {
+        copy_a.load(held_a);
+        copy_b.load(held_b);
+      }
+    }
+    __syncthreads();  // everybody's is, and everybody has loaded the last fragments before it
   };
   // The end of a segment; true where it is the block's last. (No generic lambda: NVRTC 13.0 takes it for a host function.)
   const auto end_segment = [&](int segment, Sums& sums) {
     const int warp_here = thread_id() / 32;
     const int row0 = work.m0 + warp_here / kWarpsN * Config::kWarpM;
     const int col0 = work.n0 + warp_here % kWarpsN * Config::kWarpN;
-    auto* staged = reinterpret_cast<float*>(smem + gemm_mma_ring_bytes<Config>()) +
+    auto* staged = reinterpret_cast<float*>(smem + kStagedAt) +
                    warp_here * kStagedRows * (Config::kWarpN + kStagedPad);
     if (p.splits > 1 || segment + 1 < segments) {
       store_partial<Config>(p, segment, row0, col0, staged, sums);
@@ -107,18 +135,19 @@ __device__ void gemm_mma(const GemmParams& p) {
     return true;
   };
 
+  if constexpr (Config::kAsync) {
 #pragma unroll
-  for (int s = 0; s < kStages - 1; ++s) {
-    if (s < k_tiles) copy_tile(s);
-    cp_async_commit();  // also an empty group: the waits count groups, not tiles
+    for (int s = 0; s < kStages - 1; ++s) copy_tile(s, s);
+  } else {
+    copy_a.load(held_a);
+    copy_b.load(held_b);
   }
   int slot = 0;
   if constexpr (kPlanes == 1) {
     for (int t = 0, segment = first_segment;; ++segment) {
       // Fragments do not live across the end of a segment, which needs their registers.
       unsigned a[ReaderA::kCount][4], b[ReaderB::kCount][4];
-      cp_async_wait<kStages - 2>();  // this thread's part of tile t has arrived
-      __syncthreads();               // everybody's has, and everybody has loaded the last fragments before it
+      arrive(t, slot);
 #pragma unroll
       for (int i = 0; i < ReaderA::kCount; ++i) read_a.load(a[i], ring + slot * kStageBytes, i, 0);
 #pragma unroll
@@ -133,9 +162,8 @@ __device__ void gemm_mma(const GemmParams& p) {
           const bool more = next_step > 0 || t + 1 < segment_end;
           if (step == 0) refill(t, slot);
           if (next_step == 0 && more) {
-            cp_async_wait<kStages - 2>();  // this thread's part of tile t + 1 has arrived
-            __syncthreads();  // everybody's has, and everybody has loaded the last fragments of tile t
             slot = slot + 1 == kStages ? 0 : slot + 1;
+            arrive(t + 1, slot);
           }
           const unsigned tile_a = ring + slot * kStageBytes, tile_b = tile_a + kPartA;
 #pragma unroll
@@ -146,8 +174,8 @@ __device__ void gemm_mma(const GemmParams& p) {
               if constexpr (kRound) {
                 if (i == 0) round_tf32(b[j]);
               }
-              multiply<In>(acc[i][2 * j], a[i], b[j][0], b[j][1]);
-              multiply<In>(acc[i][2 * j + 1], a[i], b[j][2], b[j][3]);
+              multiply<In, Config::kMmaK>(acc[i][2 * j], a[i], b[j][0], b[j][1]);
+              multiply<In, Config::kMmaK>(acc[i][2 * j + 1], a[i], b[j][2], b[j][3]);
               if (more && i + 1 == ReaderA::kCount) read_b.load(b[j], tile_b, j, next_step);
             }
             if (more) read_a.load(a[i], tile_a, i, next_step);
@@ -155,7 +183,9 @@ __device__ void gemm_mma(const GemmParams& p) {
         }
       }
       slot = slot + 1 == kStages ? 0 : slot + 1;
+      if constexpr (!Config::kAsync) __syncthreads();  // rows are staged where others loaded fragments
       if (end_segment(segment, acc)) return;
+      if constexpr (!Config::kAsync) __syncthreads();  // the next tile is stored where others staged rows
     }
   } else {
     constexpr int kTilesPerChain = Config::kPromote / kBK;
@@ -166,8 +196,7 @@ __device__ void gemm_mma(const GemmParams& p) {
     for (int t = 0, segment = first_segment;; ++segment) {
       const int segment_end = min(t + kTilesPerSegment, k_tiles);
       for (; t < segment_end; ++t) {
-        cp_async_wait<kStages - 2>();  // this thread's part of tile t has arrived
-        __syncthreads();  // everybody's has, and everybody is done with the slot that is refilled next
+        arrive(t, slot);  // and everybody is done with the slot that is refilled next
         refill(t, slot);
         // No fragment waits in registers for the next step, as above: a step has kPairs times the instructions.
 #pragma unroll

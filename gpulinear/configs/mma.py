@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ..device import DeviceSpec
 from ..problem import ITEMSIZE, Gemm, Matrix
-from .base import PROMOTE, SEGMENT, GemmConfig, pitch_a, pitch_b
+from .base import PROMOTE, SEGMENT, GemmConfig, cpp_bool, pitch_a, pitch_b
 from .split import SPLITS, Split
 
 # Floats between two staged rows beyond a warp's columns, and staged rows of a warp (kernels/gemm_mma/store.cuh).
@@ -18,8 +18,8 @@ _STAGED_ROWS = 8
 
 @dataclass(frozen=True)
 class MmaTile:
-    """Block and warp tile of ``gemm_mma``, the blocks per SM that its registers shall allow, and the depth of its ring where
-    it is not the device's."""
+    """Block and warp tile of ``gemm_mma``, the blocks per SM that its registers shall allow, and the depth of its cp.async
+    ring where it is not the device's."""
 
     block_m: int
     block_n: int
@@ -50,8 +50,9 @@ PLANE_TILES = (
 
 # Dense multiply-adds of 16-bit operands with float32 sums per SM and clock, by (major, minor): the peak of the preset's
 # datasheet over its SMs and clock. mma.sync reaches 65 % of it on sm_90 and 30 % on sm_100, whose peaks need wgmma and
-# tcgen05 (docs/design.md, "Kernels").
+# tcgen05 (docs/design.md, "Kernels"). Of sm_75 the preset is a T4: GeForce Turing does half of it with float32 sums.
 _MACS_PER_CLOCK = {
+    (7, 5): 512,
     (8, 0): 1024,
     (8, 6): 256,
     (8, 9): 256,
@@ -90,6 +91,7 @@ class GemmMmaConfig(GemmConfig):
     warp_m: int
     warp_n: int
     resident: int  # blocks per SM that registers are left for
+    asynchronous: bool = True  # cp.async ring and m16n8k16 (sm_80); else register prefetch and m16n8k8 (sm_75)
 
     @property
     def threads(self) -> int:
@@ -103,9 +105,11 @@ class GemmMmaConfig(GemmConfig):
 
     @property
     def smem_bytes(self) -> int:
-        """Dynamic shared memory of a block: the ring of k-tiles, and the rows that each warp stages (gemm_mma.cuh)."""
+        """Dynamic shared memory of a block: the ring of k-tiles, and beside it, or without cp.async in it, the rows that each
+        warp stages (gemm_mma.cuh)."""
         ring = self.stages * self.planes * (self.block_m + self.block_n) * self.block_k * ITEMSIZE[self.dtype]
-        return ring + self.warps * _STAGED_ROWS * (self.warp_n + _STAGED_PAD) * 4
+        staged = self.warps * _STAGED_ROWS * (self.warp_n + _STAGED_PAD) * 4
+        return ring + staged if self.asynchronous else max(ring, staged)
 
     @property
     def min_blocks(self) -> int:
@@ -137,12 +141,20 @@ class GemmMmaConfig(GemmConfig):
             "kVecB": str(self.vec_b),
             "kPlanes": str(self.planes),
             "kPromote": str(self.promote),
+            "kAsync": cpp_bool(self.asynchronous),
+            "kMmaK": str(32 // ITEMSIZE[self.dtype] if self.asynchronous else 8),
         }
 
     def supports(self, gemm: Gemm, spec: DeviceSpec) -> str | None:
         """Why the variant cannot run ``gemm`` on ``spec``, as a sentence; None when it can."""
-        if spec.compute_capability < (8, 0):
-            return f"m16n8k16 and cp.async need sm_80, this is {spec.arch}" + _OTHERWISE.get(gemm.precision or "", "")
+        turing = spec.compute_capability < (8, 0)
+        if turing and gemm.dtype != "float16":
+            otherwise = _OTHERWISE.get(gemm.precision or "", "")
+            return f"tensor cores multiply only float16 before sm_80, this is {spec.arch}{otherwise}"
+        if turing and self.asynchronous:
+            return f"m16n8k16 and cp.async need sm_80, this is {spec.arch}"
+        if not turing and not self.asynchronous:
+            return f"m16n8k8 may add up to other bits than m16n8k16, which {spec.arch} has"
         split = SPLITS.get(gemm.precision or "")
         if split:
             kinds: tuple[str, ...] = (split.dtype,)
@@ -174,6 +186,7 @@ class GemmMmaConfig(GemmConfig):
     @classmethod
     def candidates(cls, gemm: Gemm, spec: DeviceSpec) -> Iterator[GemmMmaConfig]:
         """Every tile, for the operands as they lie."""
+        asynchronous = spec.compute_capability >= (8, 0)
         deep = 4 if spec.smem_per_sm > 128 * 1024 else 3
         split = SPLITS.get(gemm.precision or "")
         for tile in PLANE_TILES if split else MMA_TILES:
@@ -192,7 +205,8 @@ class GemmMmaConfig(GemmConfig):
                 warp_m=tile.warp_m,
                 warp_n=tile.warp_n,
                 resident=tile.resident,
-                stages=tile.stages or (2 if two else deep),
+                stages=(tile.stages or (2 if two else deep)) if asynchronous else 2,
+                asynchronous=asynchronous,
                 vec_a=copy_bytes(gemm.a, pitch_a(gemm), gemm.k if gemm.a.row_major else gemm.m),
                 vec_b=copy_bytes(gemm.b, pitch_b(gemm), gemm.k if gemm.b.col_major else gemm.n),
             )

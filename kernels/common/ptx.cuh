@@ -136,6 +136,12 @@ __device__ __forceinline__ void ldmatrix_x4_trans(unsigned (&out)[4], unsigned r
                : "memory");
 }
 
+// d (16, 8) += a (16, 8) b (8, 8), float32 accumulators: on sm_75 too.
+__device__ __forceinline__ void mma_m16n8k8_f16(float (&d)[4], unsigned a0, unsigned a1, unsigned b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(b));
+}
 // d (16, 8) += a (16, 16) b (16, 8), float32 accumulators.
 __device__ __forceinline__ void mma_m16n8k16_f16(float (&d)[4], const unsigned (&a)[4], unsigned b0,
                                                  unsigned b1) {

@@ -61,13 +61,20 @@ __device__ __forceinline__ void round_tf32(unsigned (&fragment)[4]) {
   for (int r = 0; r < 4; ++r) fragment[r] = cvt_rna_tf32_f32(__uint_as_float(fragment[r]));
 }
 
-// d (16, 8) += a b, for the element types of tensor cores.
-template <class In>
+// d (16, 8) += a b over a step of K, for the element types of tensor cores. kMmaK: elements along K of one instruction.
+template <class In, int kMmaK = 32 / sizeof(In)>
 __device__ __forceinline__ void multiply(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1);
 template <>
 __device__ __forceinline__ void multiply<Half>(float (&d)[4], const unsigned (&a)[4], unsigned b0,
                                                unsigned b1) {
   mma_m16n8k16_f16(d, a, b0, b1);
+}
+// Two halves of the step, k ascending.
+template <>
+__device__ __forceinline__ void multiply<Half, 8>(float (&d)[4], const unsigned (&a)[4], unsigned b0,
+                                                  unsigned b1) {
+  mma_m16n8k8_f16(d, a[0], a[1], b0);
+  mma_m16n8k8_f16(d, a[2], a[3], b1);
 }
 template <>
 __device__ __forceinline__ void multiply<Bfloat16>(float (&d)[4], const unsigned (&a)[4], unsigned b0,

@@ -35,7 +35,8 @@ struct MmaTile {
 };
 
 // Copies the tiles of one operand, k-tile after k-tile, in pieces of kVec bytes, of which rows of the matrix hold a whole
-// number. Elements beyond an edge become zeros and are not read. A thread copies one chunk of every kPass-th row.
+// number. Elements beyond an edge become zeros and are not read. A thread copies one chunk of every kPass-th row: by
+// cp.async, or (load, then store) through registers.
 // kPlanes: the operand is so many matrices of this size, one after the other, and so are its tiles in a stage.
 template <class Tile, int kVec, int kBlockK, int kThreads, int kPlanes>
 struct TileCopier {
@@ -70,15 +71,47 @@ struct TileCopier {
     cols_left = (kAlongK ? size_k - k0 : size_mn - mn0) - col;
   }
 
+  // A thread's chunks of a k-tile in registers.
+  using Held = uint4[kPlanes][kCount];
+
   // Copy the next k-tile into the stage, and step on.
   __device__ __forceinline__ void copy(char* stage) {
+    next_tile([&](int plane, int i, const In* source, int exist) {
+      copy_chunk(stage + chunk_offset(plane, i), source, exist);
+    });
+  }
+
+  // The same in two parts, between which the tile is on its way.
+  __device__ __forceinline__ void load(Held& held) {
+    next_tile([&](int plane, int i, const In* source, int exist) {
+      held[plane][i] = load_chunk(source, exist);
+    });
+  }
+  __device__ __forceinline__ void store(const Held& held, char* stage) const {
+#pragma unroll
+    for (int plane = 0; plane < kPlanes; ++plane) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        *reinterpret_cast<uint4*>(stage + chunk_offset(plane, i)) = held[plane][i];
+      }
+    }
+  }
+
+ private:
+  // Byte offset in a stage of this thread's chunk i.
+  __device__ __forceinline__ unsigned chunk_offset(int plane, int i) const {
+    return to + plane * Tile::kBytes + i * kPass * Tile::kRowBytes;
+  }
+
+  // Calls each(plane, i, source, elements that exist) for this thread's chunks of the next k-tile, and steps on.
+  template <class Each>
+  __device__ __forceinline__ void next_tile(Each each) {
 #pragma unroll
     for (int plane = 0; plane < kPlanes; ++plane) {
       const In* source = from + plane * plane_step;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        copy_chunk(stage + to + plane * Tile::kBytes + i * kPass * Tile::kRowBytes, source,
-                   i * kPass < rows_left ? cols_left : 0);
+        each(plane, i, source, i * kPass < rows_left ? cols_left : 0);
         source += row_step;
       }
     }
@@ -86,8 +119,7 @@ struct TileCopier {
     (kAlongK ? cols_left : rows_left) -= kBlockK;
   }
 
- private:
-  // The first `exist` elements of a chunk.
+  // The first `exist` elements of a chunk, and zeros.
   __device__ static __forceinline__ void copy_chunk(char* smem, const In* source, int exist) {
     if constexpr (kVec >= 4) {
 #pragma unroll
@@ -96,14 +128,39 @@ struct TileCopier {
         cp_async_or_zero<kVec>(smem + piece, source + element, element < exist);
       }
     } else {
+      *reinterpret_cast<uint4*>(smem) = load_chunk(source, exist);
+    }
+  }
+
+  template <class Piece>
+  __device__ static __forceinline__ Piece load_or_zero(const In* source, bool exists) {
+    Piece piece = {};
+    if (exists) piece = *reinterpret_cast<const Piece*>(source);
+    return piece;
+  }
+
+  // The same into registers.
+  __device__ static __forceinline__ uint4 load_chunk(const In* source, int exist) {
+    static_assert(sizeof(In) == 2, "a chunk is eight elements");
+    if constexpr (kVec == 16) {
+      return load_or_zero<uint4>(source, 0 < exist);
+    } else if constexpr (kVec == 8) {
+      const uint2 low = load_or_zero<uint2>(source, 0 < exist);
+      const uint2 high = load_or_zero<uint2>(source + 4, 4 < exist);
+      return make_uint4(low.x, low.y, high.x, high.y);
+    } else {
       unsigned words[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const unsigned low = 2 * i < exist ? source[2 * i].bits : 0;
-        const unsigned high = 2 * i + 1 < exist ? source[2 * i + 1].bits : 0;
-        words[i] = low | high << 16;
+        if constexpr (kVec == 4) {
+          words[i] = load_or_zero<unsigned>(source + 2 * i, 2 * i < exist);
+        } else {
+          const unsigned low = 2 * i < exist ? source[2 * i].bits : 0;
+          const unsigned high = 2 * i + 1 < exist ? source[2 * i + 1].bits : 0;
+          words[i] = low | high << 16;
+        }
       }
-      *reinterpret_cast<uint4*>(smem) = make_uint4(words[0], words[1], words[2], words[3]);
+      return make_uint4(words[0], words[1], words[2], words[3]);
     }
   }
 };
