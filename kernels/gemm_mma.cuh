@@ -64,7 +64,8 @@ __device__ void gemm_mma(const GemmParams& p) {
   static_assert(kSteps >= 2,
                 "fragments of a k-tile are all loaded before its last step, which frees its slot");
   static_assert(kStages >= 2, "one k-tile is copied while another is multiplied");
-  static_assert(Config::kAsync || (kStages == 2 && kPlanes == 1), "the register prefetch alternates two slots");
+  static_assert(Config::kAsync || (kStages == 2 && kPlanes == 1),
+                "the register prefetch alternates two slots");
 
   // kStages x [A tile | B tile], then the staged rows of each warp (!kAsync: in the same place).
   extern __shared__ __align__(128) char smem[];
@@ -102,21 +103,24 @@ __device__ void gemm_mma(const GemmParams& p) {
     }
   };
   // While tile t is multiplied: the tile that comes kStages - 1 later goes where tile t - 1 was.
-  const auto refill = [&](int t, int slot) { copy_tile(t + kStages - 1, slot == 0 ? kStages - 1 : slot - 1); };
-  // !kAsync: the tile that is stored next.
+  const auto refill = [&](int t, int slot) {
+    copy_tile(t + kStages - 1, slot == 0 ? kStages - 1 : slot - 1);
+  };
+  // !kAsync: the next k-tile, on its way through registers.
   typename CopierA::Held held_a;
   typename CopierB::Held held_b;
-  // Tile t arrives in its slot.
-  const auto arrive = [&](int t, int slot) {
+  const auto load_tile = [&] {
+    copy_a.load(held_a);
+    copy_b.load(held_b);
+  };
+  // The next k-tile arrives in its slot; more: one of the same segment follows.
+  const auto arrive = [&](int slot, bool more) {
     if constexpr (Config::kAsync) {
       cp_async_wait<kStages - 2>();  // this thread's part of it is there
     } else {
       copy_a.store(held_a, smem + slot * kStageBytes);
       copy_b.store(held_b, smem + slot * kStageBytes + kPartA);
-      if (t + 1 < k_tiles) {
-        copy_a.load(held_a);
-        copy_b.load(held_b);
-      }
+      if (more) load_tile();
     }
     __syncthreads();  // everybody's is, and everybody has loaded the last fragments before it
   };
@@ -125,8 +129,8 @@ __device__ void gemm_mma(const GemmParams& p) {
     const int warp_here = thread_id() / 32;
     const int row0 = work.m0 + warp_here / kWarpsN * Config::kWarpM;
     const int col0 = work.n0 + warp_here % kWarpsN * Config::kWarpN;
-    auto* staged = reinterpret_cast<float*>(smem + kStagedAt) +
-                   warp_here * kStagedRows * (Config::kWarpN + kStagedPad);
+    auto* staged =
+        reinterpret_cast<float*>(smem + kStagedAt) + warp_here * kStagedRows * (Config::kWarpN + kStagedPad);
     if (p.splits > 1 || segment + 1 < segments) {
       store_partial<Config>(p, segment, row0, col0, staged, sums);
       return segment + 1 == last_segment;
@@ -135,26 +139,22 @@ __device__ void gemm_mma(const GemmParams& p) {
     return true;
   };
 
-  if constexpr (Config::kAsync) {
 #pragma unroll
-    for (int s = 0; s < kStages - 1; ++s) copy_tile(s, s);
-  } else {
-    copy_a.load(held_a);
-    copy_b.load(held_b);
-  }
+  for (int s = 0; s < kStages - 1; ++s) copy_tile(s, s);
   int slot = 0;
   if constexpr (kPlanes == 1) {
     for (int t = 0, segment = first_segment;; ++segment) {
-      // Fragments do not live across the end of a segment, which needs their registers.
+      const int segment_end = min(t + kTilesPerSegment, k_tiles);
+      // Fragments and a held tile do not live across the end of a segment, which needs their registers.
       unsigned a[ReaderA::kCount][4], b[ReaderB::kCount][4];
-      arrive(t, slot);
+      if constexpr (!Config::kAsync) load_tile();
+      arrive(slot, t + 1 < segment_end);
 #pragma unroll
       for (int i = 0; i < ReaderA::kCount; ++i) read_a.load(a[i], ring + slot * kStageBytes, i, 0);
 #pragma unroll
       for (int j = 0; j < ReaderB::kCount; ++j) {
         read_b.load(b[j], ring + slot * kStageBytes + kPartA, j, 0);
       }
-      const int segment_end = min(t + kTilesPerSegment, k_tiles);
       for (; t < segment_end; ++t) {
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
@@ -163,7 +163,7 @@ __device__ void gemm_mma(const GemmParams& p) {
           if (step == 0) refill(t, slot);
           if (next_step == 0 && more) {
             slot = slot + 1 == kStages ? 0 : slot + 1;
-            arrive(t + 1, slot);
+            arrive(slot, t + 2 < segment_end);
           }
           const unsigned tile_a = ring + slot * kStageBytes, tile_b = tile_a + kPartA;
 #pragma unroll
@@ -196,7 +196,7 @@ __device__ void gemm_mma(const GemmParams& p) {
     for (int t = 0, segment = first_segment;; ++segment) {
       const int segment_end = min(t + kTilesPerSegment, k_tiles);
       for (; t < segment_end; ++t) {
-        arrive(t, slot);  // and everybody is done with the slot that is refilled next
+        arrive(slot, false);  // and everybody is done with the slot that is refilled next
         refill(t, slot);
         // No fragment waits in registers for the next step, as above: a step has kPairs times the instructions.
 #pragma unroll

@@ -83,9 +83,8 @@ struct TileCopier {
 
   // The same in two parts, between which the tile is on its way.
   __device__ __forceinline__ void load(Held& held) {
-    next_tile([&](int plane, int i, const In* source, int exist) {
-      held[plane][i] = load_chunk(source, exist);
-    });
+    next_tile(
+        [&](int plane, int i, const In* source, int exist) { held[plane][i] = load_chunk(source, exist); });
   }
   __device__ __forceinline__ void store(const Held& held, char* stage) const {
 #pragma unroll
@@ -132,28 +131,21 @@ struct TileCopier {
     }
   }
 
-  template <class Piece>
-  __device__ static __forceinline__ Piece load_or_zero(const In* source, bool exists) {
-    Piece piece = {};
-    if (exists) piece = *reinterpret_cast<const Piece*>(source);
-    return piece;
-  }
-
   // The same into registers.
   __device__ static __forceinline__ uint4 load_chunk(const In* source, int exist) {
-    static_assert(sizeof(In) == 2, "a chunk is eight elements");
+    constexpr int kWidth = kVec / sizeof(In);  // elements of an access
     if constexpr (kVec == 16) {
       return load_or_zero<uint4>(source, 0 < exist);
     } else if constexpr (kVec == 8) {
       const uint2 low = load_or_zero<uint2>(source, 0 < exist);
-      const uint2 high = load_or_zero<uint2>(source + 4, 4 < exist);
+      const uint2 high = load_or_zero<uint2>(source + kWidth, kWidth < exist);
       return make_uint4(low.x, low.y, high.x, high.y);
     } else {
       unsigned words[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         if constexpr (kVec == 4) {
-          words[i] = load_or_zero<unsigned>(source + 2 * i, 2 * i < exist);
+          words[i] = load_or_zero<unsigned>(source + i * kWidth, i * kWidth < exist);
         } else {
           const unsigned low = 2 * i < exist ? source[2 * i].bits : 0;
           const unsigned high = 2 * i + 1 < exist ? source[2 * i + 1].bits : 0;
@@ -162,5 +154,12 @@ struct TileCopier {
       }
       return make_uint4(words[0], words[1], words[2], words[3]);
     }
+  }
+
+  template <class Words>
+  __device__ static __forceinline__ Words load_or_zero(const In* source, bool exists) {
+    Words words = {};
+    if (exists) words = *reinterpret_cast<const Words*>(source);
+    return words;
   }
 };
