@@ -109,7 +109,7 @@ def test_small_devices_get_a_legal_plan() -> None:
 
 
 def test_a_plan_says_what_is_refused_and_why() -> None:
-    text = str(plan(512, 512, 512, arch="sm_75", dtype="float16"))
+    text = str(plan(512, 512, 512, arch="sm_75", dtype="bfloat16"))
     assert "S=1024" in text and "would not fit the registers" in text and "not measured" in text
 
 

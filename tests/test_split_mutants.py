@@ -113,7 +113,7 @@ MUTANTS = [
     Mutant("chains twice as long", GEMM, "(t + 1) % kTilesPerChain == 0", "(t + 1) % (2 * kTilesPerChain) == 0", bf16x6),
     Mutant("last chain forgotten", GEMM, " || t + 1 == segment_end) promote", ") promote", bf16x6),
     Mutant("no barrier before the planes are read", GEMM,
-           "__syncthreads();  // everybody's has, and everybody is done", "// everybody is done", bf16x6),
+           "__syncthreads();  // everybody's is", "// everybody's is", bf16x6),
     Mutant("waits for one group too few", GEMM, "- 2>();  // this thread's part of tile t has arrived\n        __sync",
            "- 1>();  // this thread's part of tile t has arrived\n        __sync", bf16x6),
     Mutant("planes of B behind the first of A", GEMM, "ring + slot * kStageBytes + kPartA + plane * TileB::kBytes",

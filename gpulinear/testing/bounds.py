@@ -126,7 +126,8 @@ def tensor_core(arch: str, precision: str | None = None, *, segment: int = 4096,
     """Tensor-core chains for 16-bit operands (`precision` None) or a precision of float32 ones.
 
     `promote` counts for the split precisions only. An architecture whose adder is not known (sm_75)
-    gets three units for every product.
+    gets three units for every product: as many as four products with 23 fraction bits lose, and more
+    than eight with 24.
     """
     pair = _TENSOR_CORES.get(arch.rstrip("af"))
     step_k, units = 1, 3.0
