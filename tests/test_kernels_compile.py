@@ -116,6 +116,18 @@ def test_gemm_mma_fits(arch: str, layout: str) -> None:
             check(config, arch)
 
 
+@pytest.mark.parametrize("layout", [*LAYOUTS, "TT"])
+def test_gemm_mma_fits_without_cp_async(layout: str) -> None:
+    """All tiles with 16-byte loads where most registers are taken, else the largest; also with loads of single elements."""
+    for align in (16, 2):
+        variants = legal(make_gemm("float16", layout, align), "sm_75", "gemm_mma")
+        few_tokens = LAYOUTS.get(layout, (False,))[0]
+        assert len(variants) == (5 if align == 16 else 3) + few_tokens
+        for config in variants if EVERYTHING or (layout, align) == ("NN", 16) else variants[: align // 8 or 1]:
+            ptx = check(config, "sm_75")
+            assert "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32" in ptx and "cp.async" not in ptx
+
+
 @pytest.mark.parametrize("arch", [arch for arch in ARCHS if arch != "sm_75"])
 def test_tf32_gemm_mma_fits(arch: str) -> None:
     for layout, align in (("NT", 16), ("TN", 16), ("NN", 4)):
@@ -143,6 +155,17 @@ def test_the_hot_loop_of_gemm_mma_is_the_tiles_work(dtype: str, layout: str) -> 
     assert not any(name.startswith(("LDL", "STL", "LDG.", "STS")) for name in loop.mix)
     # cvt.rna.tf32 is three to four instructions for each of the 64 words of fragments (NaN must stay one).
     assert loop.mix.total() < 3 * 64 + (0 if dtype == "bfloat16" else 4 * 64)
+
+
+def test_the_hot_loop_without_cp_async_is_the_tiles_work() -> None:
+    """128x128 outputs of four warps, 64 bytes of K in halves of a step; every thread loads and stores 128 bytes."""
+    (config,) = (c for c in legal(make_gemm("float16", "NN", 16), "sm_75", "gemm_mma") if c.tile.startswith("128x128x"))
+    artifact = compile_kernel(render(config), entry=entry_name("gemm_mma"), arch="sm_75")
+    loop = hot_loop(disassemble(artifact.cubin_path), "HMMA")
+    assert loop.mix["HMMA"] == 128 and loop.mix["LDSM.x4"] == 16
+    assert loop.mix["LDG.128"] == loop.mix["STS.128"] == 8
+    assert not any(name.startswith(("LDL", "STL")) for name in loop.mix)
+    assert loop.mix.total() < 2 * 128
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90a"])

@@ -2,7 +2,8 @@
 every sanitizer. What the copies of k-tiles, the instruction and the shared memory of staged rows can do wrong is tested here;
 the rest of the family is that of tests/test_mma_run.py.
 
-Segments are mostly of 64 here, two k-tiles: K of several segments stays small, and tests share kernels. A finding is an error in any test.
+Segments are mostly of 64 here, two k-tiles: K of several segments stays small, and tests share kernels. A finding is an error
+in any test.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from gpulinear.views import numpy_dtype
 GOLDEN = Path(__file__).parent / "golden" / "numerics.json"
 IEEE, SIXTEEN_BIT = ("float32", "float64"), ("float16", "bfloat16")
 PRECISIONS = ("bf16x6", "tf32x3")  # of float32, on tensor cores
-ADDERS = ("sm_75", "sm_80", "sm_90a")  # no tensor cores used, 8 products a step, 16 products a step
+ADDERS = ("sm_75", "sm_80", "sm_90a")  # tensor cores for float16 only, 8 products a step, 16 products a step
 
 
 def hashes(dtype: str, arch: str, precision: str | None = None) -> dict[str, str]:
