@@ -21,7 +21,7 @@ ALIGN = 16  # bytes: of a base and of a row pitch
 SWIZZLE_BYTES = 128  # of the swizzle, and the most that a row of a box may have
 
 # CUtensorMapDataType, CUtensorMapSwizzle, CUtensorMapL2promotion; interleave and out-of-bounds fill are 0 (none, zeros).
-_DATA_TYPE = {"float16": 6, "bfloat16": 9}
+_DATA_TYPE = {"float16": 6, "float32": 7, "bfloat16": 9}
 _SWIZZLE_128B = 3
 _L2_PROMOTION_256B = 3
 

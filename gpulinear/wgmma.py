@@ -8,11 +8,11 @@ from .builder import Builder, aligned_copy, readable, ref_of
 from .config import GemmWgmmaConfig
 from .cost import ceil_div
 from .plan import MapRef, Ref
-from .problem import Gemm, Matrix
+from .problem import ITEMSIZE, Gemm, Matrix
 from .tensormap import TensorMapSpec, major_of, rows_of
 
 _RASTER_GROUP = 8  # tiles of M (pairs of them in clusters) that share a strip of B in the L2
-_STORE_BOX = (64, 64)  # rows of a consumer, columns of a chunk (kernels/wgmma/epilogue.cuh)
+_BOX_ROWS, _BOX_BYTES = 64, 128  # of a consumer, of D (kernels/wgmma/box.cuh)
 
 
 def addressable(builder: Builder, m: Matrix) -> Matrix:
@@ -41,7 +41,7 @@ def _output_map(m: Matrix | None, config: GemmWgmmaConfig) -> MapRef | None:
         return None
     pitch = rows_of(m)
     assert pitch is not None
-    return _map_of(m, _STORE_BOX, pitch)
+    return _map_of(m, (_BOX_ROWS, _BOX_BYTES // ITEMSIZE[m.dtype]), pitch)
 
 
 def wgmma_step(
@@ -58,6 +58,8 @@ def wgmma_step(
     segments = ceil_div(gemm.k, config.segment)
     tiles_m, tiles_n = ceil_div(m, config.rows * config.cluster), ceil_div(n, config.cols)
     items = tiles_m * tiles_n * (1 if config.running_total else segments)
+    if slabs is not None:
+        finish = finish | {"accumulate": 0}  # D is where ordered_reduce starts; each segment's sum starts from +0
     clusters = min(items, max(1, builder.num_sms // config.cluster))
     builder.step(
         config,

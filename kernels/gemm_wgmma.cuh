@@ -23,6 +23,8 @@
 //            ascending, from +0. kRunningTotal: the sums are added ascending, in registers (beyond 104 per thread
 //            in shared memory). Otherwise each item of work is one segment, and its sum is finished (K <= S) or
 //            goes to a slab for ordered_reduce. Nothing here depends on tile, stages, cluster or grid.
+// Accumulate The first sum is added to what D holds, which comes through the ring (wgmma/previous.cuh) or, without
+//            kTmaStore, from memory when it is needed.
 // Few tokens kSwapped: A and B change places, so that the weight has the 64 rows of a wgmma and a few tokens are its
 //            columns; D is stored transposed. The products and their order are the same.
 // Threads    128 (1 + kConsumers). Tile kBlockM = 64 kConsumers by kBlockN, k-tiles of 64.
@@ -33,12 +35,13 @@
 
 #include "wgmma/epilogue.cuh"
 #include "wgmma/mainloop.cuh"
+#include "wgmma/previous.cuh"
 #include "wgmma/producer.cuh"
 
 // ---- the running total over segments ----
 
 // kBlockN / 2 totals per thread: the first kInRegisters of them in registers, the rest in shared memory, where
-// consecutive threads lie in consecutive banks. The total starts as what an accumulating output holds, else as +0.
+// consecutive threads lie in consecutive banks.
 template <class Config>
 struct RunningTotal {
   static constexpr int kValues = Config::kBlockN / 2;
@@ -52,31 +55,14 @@ struct RunningTotal {
     return epilogue.scratch + 128 * (i - kInRegisters) + epilogue.thread;
   }
 
-  // Before the first segment: what is kept in registers.
-  __device__ __forceinline__ void start(const WorkItem& work) {
+  // sum = total + sum.
+  __device__ __forceinline__ void add_to(float (&sum)[kValues]) const {
 #pragma unroll
-    for (int i = 0; i < kInRegisters; ++i) registers[i] = 0.0f;
-    if (kInRegisters > 0 && epilogue.p.accumulate) epilogue.load_previous(work, registers);
+    for (int i = 0; i < kValues; ++i) sum[i] = add_rn(i < kInRegisters ? registers[i] : *shared(i), sum[i]);
   }
 
-  // sum = total + sum. Also a single sum is added to +0: should a chain ever end in -0, it becomes +0.
-  __device__ __forceinline__ void add_to(const WorkItem& work, bool first, float (&sum)[kValues]) const {
-#pragma unroll
-    for (int i = 0; i < kInRegisters; ++i) sum[i] = add_rn(registers[i], sum[i]);
-    if (!first) {
-#pragma unroll
-      for (int i = kInRegisters; i < kValues; ++i) sum[i] = add_rn(*shared(i), sum[i]);
-    } else if (kInRegisters < kValues && epilogue.p.accumulate) {
-      epilogue.template add_previous<kInRegisters>(work, sum);
-    } else {
-#pragma unroll
-      for (int i = kInRegisters; i < kValues; ++i) sum[i] = add_rn(0.0f, sum[i]);
-    }
-  }
-
-  // The total is this sum, and more segments follow.
-  __device__ __forceinline__ void keep(bool first, const float (&sum)[kValues]) {
-    if (kBytes > 0 && first) epilogue.reclaim();
+  // The total is this sum.
+  __device__ __forceinline__ void keep(const float (&sum)[kValues]) {
 #pragma unroll
     for (int i = 0; i < kValues; ++i) {
       if (i < kInRegisters) {
@@ -106,6 +92,28 @@ __device__ constexpr int gemm_wgmma_smem_bytes() {
 
 // ---- the consumers ----
 
+// What the first segment's sum is added to: what an accumulating output holds, else +0, so that a chain that ends in -0
+// becomes +0.
+template <class Config>
+__device__ __forceinline__ void start_total(const Epilogue<Config>& epilogue, const Ring<Config>& ring,
+                                            RingPlace<Config::kStages>& place, const WorkItem& work,
+                                            float (&sum)[Config::kBlockN / 2]) {
+  if (!epilogue.p.accumulate) {
+#pragma unroll
+    for (int i = 0; i < Config::kBlockN / 2; ++i) sum[i] = add_rn(0.0f, sum[i]);
+  } else if constexpr (Config::kTmaStore) {
+    add_previous<Config>(epilogue.p, ring, place, work.n0, epilogue.consumer, epilogue.thread, sum);
+  } else {
+    epilogue.add_from_memory(work, sum);
+  }
+}
+
+// Of the segment that begins at k.
+template <class Config>
+__device__ __forceinline__ int k_tiles_of(const WorkItem& work, int k) {
+  return (min(work.k_end - k, Config::kSegment) + kDepth - 1) / kDepth;
+}
+
 template <class Config>
 __device__ __forceinline__ void consume(const GemmWgmmaParams& p, const Ring<Config>& ring,
                                         Scheduler<Config> scheduler, char* staging, int consumer,
@@ -117,15 +125,15 @@ __device__ __forceinline__ void consume(const GemmWgmmaParams& p, const Ring<Con
   WorkItem work;
   while (scheduler.next(work)) {
     float acc[kValues] = {};  // not read by the first wgmma, but the compiler cannot know
-    total.start(work);
-    for (int k = work.k_begin;;) {
-      const int depth = min(work.k_end - k, Config::kSegment);
-      multiply_segment<Config>(ring, place, (depth + kDepth - 1) / kDepth, consumer, thread, acc);
-      const bool first = k == work.k_begin;
-      total.add_to(work, first, acc);
-      k += Config::kSegment;
-      if (!Config::kRunningTotal || k >= work.k_end) break;
-      total.keep(first, acc);
+    multiply_segment<Config>(ring, place, k_tiles_of<Config>(work, work.k_begin), consumer, thread, acc);
+    start_total(epilogue, ring, place, work, acc);
+    if constexpr (Config::kRunningTotal) {
+      if (RunningTotal<Config>::kBytes > 0) epilogue.reclaim();
+      for (int k = work.k_begin + Config::kSegment; k < work.k_end; k += Config::kSegment) {
+        total.keep(acc);
+        multiply_segment<Config>(ring, place, k_tiles_of<Config>(work, k), consumer, thread, acc);
+        total.add_to(acc);
+      }
     }
     if (!Config::kRunningTotal && p.segments > 1) {
       epilogue.store_slab(work, acc);

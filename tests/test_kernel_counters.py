@@ -58,6 +58,18 @@ def test_gemm_simt_has_no_more_conflicts_than_now(dtype: str, tile: str, op: str
     assert result.counters.mix["fma.rn.f32" if dtype == "float32" else "fma.rn.f64"][1] >= m * n * k
 
 
+@pytest.mark.parametrize("out_dtype", ["float32", "bfloat16"])
+def test_gemm_wgmma_stages_and_reads_boxes_of_d_without_conflicts(out_dtype: str) -> None:
+    dy, x = aligned(testing.normal((64, 64), "bfloat16", 0)), aligned(testing.normal((64, 64), "bfloat16", 1))
+    out = aligned(testing.normal((64, 64), out_dtype, 2))
+    with gl.host_backend("emulator", arch="sm_90a"), gemm.planning(Options(family="gemm_wgmma", tile="64x64x64")):
+        gl.wgrad(dy, x, out=out, accumulate=True)
+    ((_, result),) = last_results()
+    assert result.counters.wavefront_ratio == 1.0
+    assert result.counters.moved_bytes["global", "read"] == dy.nbytes + x.nbytes + out.nbytes
+    assert not [name for name in result.counters.mix if name.startswith(("ld.global", "st.global"))]
+
+
 def test_column_sums_and_activation_gradients_read_whole_sectors() -> None:
     dy, x = aligned(testing.normal((128, 64), "float32", 0)), aligned(testing.normal((128, 32), "float32", 1))
     w, preact = aligned(testing.normal((64, 32), "float32", 2)), aligned(testing.normal((128, 64), "float32", 3))

@@ -40,7 +40,7 @@ WRONG: dict[str, tuple[dict[str, Any], int, str]] = {
     "tall box": ({"box_rows": 257}, BASE, "1 to 256"),
     "narrow box": ({"box_cols": 4}, BASE, "a row of its box must be a multiple"),
     "wide box": ({"box_cols": 72}, BASE, "fit the swizzle"),
-    "dtype": ({"dtype": "float32"}, BASE, "float16 or bfloat16, got float32"),
+    "dtype": ({"dtype": "float64"}, BASE, "float16 or float32 or bfloat16, got float64"),
 }
 
 
@@ -57,6 +57,8 @@ def test_what_passes_here_passes_the_emulators_rules() -> None:
         assert found is not None and found.address == BASE and found.dims == (spec.cols, spec.rows)
         assert found.strides == (spec.pitch,) and found.box == (64, 128) and found.swizzle == model.Swizzle.BYTES_128
         assert found.type == "bf16" and not found.nan_fill
+    wide = model.decode(model.encode_tiled(*replace(SPEC, dtype="float32", pitch=288, box_cols=32).arguments(BASE)))
+    assert wide is not None and wide.type == "f32" and wide.box_shape == (128, 128)
 
 
 def test_what_can_be_addressed_in_place() -> None:

@@ -42,7 +42,7 @@ def variant(tile: WgmmaTile, layout: str, *, segments: int, out_dtype: str = "bf
         vec_b=16,
         cluster=tile.cluster,
         running_total=False,
-        tma_store=out_dtype == "bfloat16" and tile.block_n % 64 == 0 and not tile.swapped,
+        tma_store=tile.block_n % 64 == 0 and not tile.swapped,
         swapped=tile.swapped,
     )
     if not config.majors[1] and config.cols % 64:

@@ -91,7 +91,7 @@ def epilogue() -> Pairs:
 def registers_to_memory() -> Pairs:
     """Rows that TMA cannot store, of odd and of even width; float32; sums that it is added to."""
     x, w = ints(72, 40), ints(67, 40, seed=1)
-    held, dy, u = ints(67, 72, dtype=F32, seed=2), ints(40, 67, seed=3), ints(40, 72, seed=4)
+    held, dy, u = ints(67, 70, dtype=F32, seed=2), ints(40, 67, seed=3), ints(40, 70, seed=4)
 
     def call() -> Pairs:
         out = held.copy()
@@ -104,6 +104,32 @@ def registers_to_memory() -> Pairs:
         return pairs
 
     return planned("64x64x64", call)
+
+
+def _accumulating(rows: int, cols: int, tokens: int, kind: Any) -> Pairs:
+    dy, x, held = ints(tokens, rows), ints(tokens, cols, seed=1), ints(rows, cols, dtype=kind, seed=2)
+    out = held.copy()
+    gl.wgrad(dy, x, out=out, accumulate=True)
+    return [(out, (f8(dy).T @ f8(x) + f8(held)).astype(kind))]
+
+
+def accumulating() -> Pairs:
+    """Nine tiles of five k-tiles and a slot for D, which turn a ring of twelve over; three segments."""
+    return planned("64x64x64", lambda: _accumulating(136, 136, 264, F32), segment=128)
+
+
+def accumulating_16_bits() -> Pairs:
+    """One box in a slot that has room for two."""
+    return planned("64x64x64", lambda: _accumulating(72, 136, 136, BF16))
+
+
+def accumulating_two_consumers() -> Pairs:
+    return planned("128x128x64", lambda: _accumulating(136, 136, 264, F32), segment=128)
+
+
+def accumulating_cluster() -> Pairs:
+    """Four slots for D in a ring of three, and a tile outside of it."""
+    return planned("128x256x64/c2", lambda: _accumulating(264, 72, 136, F32), num_sms=2, segment=64)
 
 
 def swapped() -> Pairs:
@@ -120,7 +146,7 @@ def slabs() -> Pairs:
 
 MAIN, TILE, RING = "gemm_wgmma.cuh", "wgmma/tile.cuh", "wgmma/ring.cuh"
 LOOP, LOAD, PUT, NEXT = "wgmma/mainloop.cuh", "wgmma/producer.cuh", "wgmma/epilogue.cuh", "wgmma/scheduler.cuh"
-PTX = "common/ptx_sm90.cuh"
+PREVIOUS, BOX, PTX = "wgmma/previous.cuh", "wgmma/box.cuh", "common/ptx_sm90.cuh"
 
 MUTANTS = [
     # ring, parity, bytes
@@ -168,15 +194,17 @@ MUTANTS = [
     # sums
     Mutant("a segment's first step accumulates", LOOP, "step > 0 ? 1 : t)", "1)", ring),
     Mutant("every k-tile starts anew", LOOP, "step > 0 ? 1 : t)", "step)", ring),
-    Mutant("a k-tile too few", MAIN, "(depth + kDepth - 1) / kDepth", "depth / kDepth", ring),
-    Mutant("total kept before it is added to", MAIN, "total.add_to(work, first, acc);",
-           "if (first) total.add_to(work, first, acc);", ring),
-    Mutant("total of the tile before", MAIN, "registers[i] = 0.0f;", "", ring),
+    Mutant("a k-tile too few", MAIN, "Config::kSegment) + kDepth - 1) / kDepth", "Config::kSegment)) / kDepth", ring),
+    Mutant("total is not added to", MAIN, "total.add_to(acc);", "", ring),
+    Mutant("total of the segment before is lost", MAIN, "total.keep(acc);",
+           "if (k == work.k_begin + Config::kSegment) total.keep(acc);", ring),
     Mutant("totals in one place for all threads", MAIN, "epilogue.scratch + 128 * (i - kInRegisters) + epilogue.thread",
            "epilogue.scratch + 128 * (i - kInRegisters)", totals_in_shared_memory),
-    Mutant("totals over what TMA still reads", MAIN, "if (kBytes > 0 && first) epilogue.reclaim();", "", totals_in_shared_memory),
-    Mutant("shared totals are not added", MAIN, "if (!first) {", "if (false) {", totals_in_shared_memory),
-    Mutant("accumulate ignored", MAIN, "if (kInRegisters < kValues && epilogue.p.accumulate)", "if (false)", registers_to_memory),
+    Mutant("totals over what TMA still reads", MAIN,
+           "if (RunningTotal<Config>::kBytes > 0) epilogue.reclaim();", "", totals_in_shared_memory),
+    Mutant("shared totals are not added", MAIN,
+           "? registers[i] : *shared(i), sum", "? registers[i] : 0.0f, sum", totals_in_shared_memory),
+    Mutant("accumulate ignored", MAIN, "if (!epilogue.p.accumulate)", "if (true)", registers_to_memory),
     # scheduler
     Mutant("an item is left out", NEXT, "item += gridDim.x / Config::kCluster;", "item += gridDim.x / Config::kCluster + 1;", ring),
     Mutant("rows of a ragged group", NEXT, "min(p.group, p.tiles_m - first_m)", "p.group", ring),
@@ -190,8 +218,8 @@ MUTANTS = [
     Mutant("stores always from one half", PUT, "buffer ^= 1;", "", epilogue),
     Mutant("stores are not committed", PUT, "bulk_commit();", "", epilogue),
     Mutant("the kernel ends before its stores", PUT, "bulk_wait<0>();", ";", epilogue),
-    Mutant("staged without the swizzle", PUT, "((i / 4 + lane / 16) ^ (r % 8)) * 16", "(i / 4 + lane / 16) * 16", epilogue),
-    Mutant("fragments of stmatrix swapped", PUT, "lane / 16) ^", "lane / 8 % 2) ^", epilogue),
+    Mutant("staged without the swizzle", BOX, "((i / 4 + lane / 16) ^ (r % 8)) * 16", "(i / 4 + lane / 16) * 16", epilogue),
+    Mutant("fragments of stmatrix swapped", BOX, "lane / 16) ^", "lane / 8 % 2) ^", epilogue),
     Mutant("a warp stores", PUT, "if (thread == 0) {\n        tma_store", "if (thread < 2) {\n        tma_store", epilogue),
     Mutant("both consumers store the same rows", PUT, "m0 + 64 * consumer, box", "m0, box", two_consumers),
     Mutant("both consumers use one named barrier", PUT, "named_barrier(1 + consumer, 128)",
@@ -206,6 +234,36 @@ MUTANTS = [
     Mutant("pairs at odd columns of odd rows", PUT, "(2 * sizeof(T) - 1)) == 0", "(sizeof(T) - 1)) == 0", registers_to_memory),
     Mutant("wrong row of the lower half", PUT, "(row + 8 * half) * ld", "(row + 4 * half) * ld", registers_to_memory),
     Mutant("pair packed the wrong way round", PTX, "cvt.rn.bf16x2.f32 %0, %1, %2", "cvt.rn.bf16x2.f32 %0, %2, %1", epilogue),
+    # boxes of float32, and what accumulating outputs held
+    Mutant("chunks of float32 without the swizzle", BOX, "(lane % 4 / 2 ^ r) * 16", "lane % 4 / 2 * 16", accumulating),
+    Mutant("pairs of odd rows stay where they are", BOX, "^ r % 2 * 64", "", accumulating),
+    Mutant("pairs of odd rows are read at the places of even ones", BOX, "low[1] : low[0], v", "low[0] : low[0], v", accumulating),
+    Mutant("halves of a 16-bit pair swapped", BOX, "(pair >> 16)", "(pair)", accumulating_16_bits),
+    Mutant("old values are not waited for", PREVIOUS,
+           "mbarrier_wait<false>(ring.full(place.slot), place.parity);", "", accumulating),
+    Mutant("old values over k-tiles in use", PREVIOUS,
+           "mbarrier_wait<(Config::kCluster > 1)>(ring.empty(place.slot), place.parity ^ 1);", "", accumulating),
+    Mutant("old values of one consumer announced", PREVIOUS,
+           "count * Config::kConsumers * kBox", "count * kBox", accumulating_two_consumers),
+    Mutant("a part of a slot announced as a whole", PREVIOUS,
+           "count * Config::kConsumers * kBox", "2 * Config::kConsumers * kBox", accumulating_16_bits),
+    Mutant("old values are never released", PREVIOUS, "    ring.release(place.slot, thread);\n", "", accumulating),
+    Mutant("old values released before all warps read them", PREVIOUS, "named_barrier(1 + consumer, 128);", "", accumulating),
+    Mutant("old values released to the own CTA only", PREVIOUS, "ring.release(place.slot, thread);",
+           "if (thread == 0) mbarrier_arrive(ring.empty(place.slot));", accumulating_cluster),
+    Mutant("old values one slot off", PREVIOUS, "Slots::Box::read(ring.a(place.slot) +",
+           "Slots::Box::read(ring.a((place.slot + 1) % Config::kStages) +", accumulating),
+    Mutant("the consumer does not pass the slot", PREVIOUS, "ring.release(place.slot, thread);\n    place.advance();",
+           "ring.release(place.slot, thread);", accumulating),
+    Mutant("both consumers add the same old rows", PREVIOUS,
+           "Slots::offset(i, consumer), thread", "Slots::offset(i, 0), thread", accumulating_two_consumers),
+    Mutant("old rows of the first consumer for both", PREVIOUS,
+           "work.m0 + 64 * consumer, full", "work.m0, full", accumulating_two_consumers),
+    Mutant("the first old columns for all", PREVIOUS, "work.n0 + i * Slots::Box::kCols,", "work.n0,", accumulating),
+    Mutant("old values after every segment", LOAD, "k < first_end &&", "(k + kDepth) % Config::kSegment == 0 &&", accumulating),
+    Mutant("old values after the last segment", LOAD,
+           "min(work.k_end, work.k_begin + Config::kSegment)", "work.k_end", accumulating),
+    Mutant("old values where nothing accumulates", LOAD, "if (p.accumulate && k", "if (k", ring),
     # few tokens
     Mutant("bias of the token", PUT, "bias[i / 2 % 2]", "bias[i % 2]", swapped),
     Mutant("row guard of the transposed store", PUT, "8 * (i / 2 % 2) < rows_left", "true", swapped),

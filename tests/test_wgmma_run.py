@@ -158,7 +158,7 @@ def test_errors_stay_within_the_bound(dtype: Any, fill: str) -> None:
 @pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
 @pytest.mark.parametrize("out_dtype", ["bfloat16", "float32"])
 def test_epilogues(out_dtype: str, activation: str) -> None:
-    """By TMA (bfloat16) and from registers (float32): the pre-activation is the plain result, y within its bound."""
+    """In boxes of 64 columns and of 32: the pre-activation is the plain result, y within its bound."""
     x, w, b = testing.normal((70, 80), BF16, 0), testing.normal((72, 80), BF16, 1), testing.normal((72,), F32, 2)
     kind = BF16 if out_dtype == "bfloat16" else F32
     preact = np.empty((70, 72), kind)
@@ -171,16 +171,71 @@ def test_epilogues(out_dtype: str, activation: str) -> None:
     testing.assert_within(y, reference.activate(f8(x) @ f8(w).T + f8(b), activation), bound)
 
 
-@pytest.mark.parametrize("tile", [SMALL, "128x192x64", "128x256x64", "64x64x64/swap"])
-@pytest.mark.parametrize("out_dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("tokens", [64, 200])
-def test_accumulating_adds_to_what_is_there(tile: str, out_dtype: str, tokens: int) -> None:
-    kind = BF16 if out_dtype == "bfloat16" else F32
-    dy, x, held = ints(tokens, 136), ints(tokens, 72, seed=1), ints(136, 72, dtype=kind, seed=2)
+def accumulates(tokens: int, kind: Any = F32) -> None:
+    """Ragged in both directions and, for clusters, with an odd number of rows of tiles."""
+    dy, x, held = ints(tokens, 264), ints(tokens, 72, seed=1), ints(264, 72, dtype=kind, seed=2)
     out = held.copy()
-    with wgmma(tile, segment=64, num_sms=2):
-        gl.wgrad(dy, x, out=out, accumulate=True)
+    gl.wgrad(dy, x, out=out, accumulate=True)
     testing.assert_same_bits(out, (f8(dy).T @ f8(x) + f8(held)).astype(kind))
+
+
+@pytest.mark.parametrize(
+    ("tile", "kind"),
+    [
+        *((tile, kind) for tile in ("128x128x64", "128x192x64", "64x64x64/swap") for kind in (BF16, F32)),
+        ("128x256x64/c2", F32),
+        ("64x256x64", F32),
+    ],
+    ids=str,
+)
+def test_accumulating_adds_to_what_is_there(tile: str, kind: Any) -> None:
+    """K of one and of several segments: the old values come after the first, whatever follows."""
+    for tokens in (64, 200):
+        with wgmma(tile, segment=64, num_sms=2):
+            accumulates(tokens, kind)
+
+
+def test_accumulating_over_splits_of_k_adds_the_old_values_once() -> None:
+    for tile in (SMALL, "64x64x64/swap"):
+        with wgmma(tile, segment=64, splits=4):
+            accumulates(200)
+    assert [name for name, _ in last_results()] == ["gemm_wgmma", "ordered_reduce"]
+
+
+@pytest.mark.parametrize("schedule", ["lockstep", "warps", "random:0", "random:1"])
+def test_old_values_turn_the_ring_over_with_the_k_tiles(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten tiles of three or five slots through one block's ring of twelve; and more slots for D than the ring has."""
+    monkeypatch.setenv("GPULINEAR_EMULATOR_SCHEDULE", schedule)
+    for tile, kind, segment in ((SMALL, F32, 128), (SMALL, BF16, 64), ("128x256x64/c2", F32, 64)):
+        with wgmma(tile, segment=segment, num_sms=1 if tile == SMALL else 2):
+            accumulates(128, kind)
+
+
+def test_accumulating_rounds_once_and_keeps_subnormals() -> None:
+    dy, x = testing.normal((64, 64), BF16, 0), testing.normal((64, 72), BF16, 1)
+    for scale, held in ((1.0, testing.normal((64, 72), F32, 2)), (2.0**-68, testing.subnormals((64, 72), F32, 2))):
+        small = [(array * scale).astype(BF16) for array in (dy, x)]
+        out = held.copy()
+        with wgmma():
+            total = held + gl.wgrad(*small, out_dtype="float32")
+            gl.wgrad(*small, out=out, accumulate=True)
+        testing.assert_same_bits(out, total)
+    assert (abs(out) > 0).any() and (abs(out) < np.finfo(F32).tiny).any()
+
+
+@pytest.mark.parametrize(("first", "width", "by_tma"), [(4, 96, True), (3, 95, False)])
+def test_accumulating_outputs_at_any_place_and_nothing_beside_them(first: int, width: int, by_tma: bool) -> None:
+    dy, x, held = ints(40, 70), ints(40, 66, seed=1), ints(70, 66, dtype=F32, seed=2)
+    raw = np.full(70 * width + 4, np.nan, F32)
+    start = -raw.ctypes.data % 16 // 4
+    buffer = raw[start : start + 70 * width].reshape(70, width)
+    out = buffer[:, first : first + 66]
+    out[...] = held
+    with wgmma():
+        assert gl.explain("wgrad", dy, x, out=out, accumulate=True).steps[-1].config.tma_store == by_tma
+        gl.wgrad(dy, x, out=out, accumulate=True)
+    testing.assert_same_bits(out, (f8(dy).T @ f8(x) + f8(held)).astype(F32))
+    assert np.isnan(np.delete(buffer, np.s_[first : first + 66], axis=1)).all()
 
 
 def test_row_bits_do_not_depend_on_the_batch() -> None:  # D2

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..device import DeviceSpec
-from ..problem import ITEMSIZE, Gemm
+from ..problem import Gemm
 from ..tensormap import major_of, rows_of
 from .base import SEGMENT, GemmConfig, cpp_bool, cpp_major
 
@@ -189,7 +189,7 @@ class GemmWgmmaConfig(GemmConfig):
         """Every tile, for the operands as they lie."""
         a, b = major_of(gemm.a, rows_first=True), major_of(gemm.b, rows_first=False)
         outputs = [out for out in (gemm.d, gemm.preact) if out is not None]
-        stores = all(ITEMSIZE[out.dtype] == 2 and rows_of(out) is not None for out in outputs)
+        stores = all(rows_of(out) is not None for out in outputs)
         for tile in WGMMA_TILES:
             yield cls(
                 dtype=gemm.dtype,

@@ -21,11 +21,11 @@ struct GemmParams {
   int tiles_m, tiles_n, group;     // block tiles, and how many tiles of M share a strip of B
 };
 
-// The same on sm_90a. A map's boxes are those of wgmma/tile.cuh; of D and preact, 64 x 64.
+// The same on sm_90a. A map's boxes are those of wgmma/tile.cuh; of D and preact, those of wgmma/box.cuh.
 struct GemmWgmmaParams {
   TensorMap map_a;                  // In (m, k)
   TensorMap map_b;                  // In (k, n)
-  TensorMap map_d;                  // Out (m, n); only read where the kernel stores by TMA
+  TensorMap map_d;                  // Out (m, n); only used where the kernel stores by TMA
   TensorMap map_preact;             // Out (m, n), likewise
   void* d;                          // Out (m, n): d[i * ldd + j]
   const void* bias;                 // Bias (n), or null
@@ -33,7 +33,7 @@ struct GemmWgmmaParams {
   float* slabs;                     // [segments][m][n], or null where no sum is left to ordered_reduce
   long long ldd, ldp, bias_stride;  // elements
   int m, n, k;
-  int activation, accumulate;
+  int activation, accumulate;   // accumulate: never with slabs
   int segments;                 // of K; of a running total, not read
   int tiles_m, tiles_n, group;  // cluster tiles, and how many tiles of M share a strip of B
 };

@@ -99,8 +99,15 @@ __device__ __forceinline__ unsigned ld_shared_u32(unsigned shared_address) {
   return value;
 }
 
+__device__ __forceinline__ void ld_shared_v2(unsigned shared_address, float& x, float& y) {
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x), "=f"(y) : "r"(shared_address) : "memory");
+}
+
+__device__ __forceinline__ void st_shared_v2(unsigned shared_address, float x, float y) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared_address), "f"(x), "f"(y) : "memory");
+}
 __device__ __forceinline__ void st_shared_v2(float* smem, float x, float y) {
-  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared_address(smem)), "f"(x), "f"(y) : "memory");
+  st_shared_v2(shared_address(smem), x, y);
 }
 __device__ __forceinline__ void st_shared_v4(float* smem, float x, float y, float z, float w) {
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(smem)), "f"(x), "f"(y), "f"(z),

@@ -2,28 +2,21 @@
 //
 // A thread of a wgmma holds pairs of neighbours: value 4j + e is at row 16 (thread / 32) + thread % 32 / 4
 // + 8 (e / 2), column 8j + 2 (thread % 4) + e % 2. The tile is finished in chunks of kChunk columns.
-//   kTmaStore   a chunk of 16-bit values goes through shared memory: stmatrix lays it out in the 128-byte swizzle,
-//               TMA stores it while the next one is prepared, and clips it at the edges of D.
+//   kTmaStore   a chunk goes through a box in shared memory (wgmma/box.cuh): TMA stores it while the next one is
+//               prepared, and clips it at the edges of D.
 //   otherwise   pairs are stored from registers: 32 bytes of a row by four threads, for float32 a whole sector.
 //   kSwapped    D is stored transposed: the planner gave the weight to the 64-row side, for few tokens.
-// Each consumer has kStageBytes of shared memory for it: two chunks on their way out, or one chunk of float32.
+// Each consumer has kStageBytes of shared memory for it: two boxes on their way out, or the values of one chunk.
 #pragma once
 
 #include "common/epilogue.cuh"
 #include "common/ptx_sm90.cuh"
+#include "wgmma/box.cuh"
 #include "wgmma/scheduler.cuh"
-#include "wgmma/tile.cuh"
 
 constexpr int kStageBytes = 2 * kBox;
 
 // ---- pairs of neighbours in a row ----
-
-__device__ __forceinline__ unsigned pack(const Bfloat16*, float low, float high) {
-  return cvt_rn_bf16x2_f32(low, high);
-}
-__device__ __forceinline__ unsigned pack(const Half*, float low, float high) {
-  return cvt_rn_f16x2_f32(low, high);
-}
 
 __device__ __forceinline__ void store_pair(float* out, float low, float high) {
   *reinterpret_cast<float2*>(out) = make_float2(low, high);
@@ -39,9 +32,7 @@ __device__ __forceinline__ void load_pair(const float* in, float& low, float& hi
 }
 template <class T>
 __device__ __forceinline__ void load_pair(const T* in, float& low, float& high) {
-  const unsigned pair = *reinterpret_cast<const unsigned*>(in);
-  low = to_acc<float>(T{static_cast<unsigned short>(pair)});
-  high = to_acc<float>(T{static_cast<unsigned short>(pair >> 16)});
+  unpack(in, *reinterpret_cast<const unsigned*>(in), low, high);
 }
 
 // The elements of a row-major matrix in global memory that a thread's values stand for, two at a time where their
@@ -128,10 +119,10 @@ template <class Config>
 struct Epilogue {
   using Out = typename Config::Out;
   static constexpr int kValues = Config::kBlockN / 2;
-  static constexpr int kChunk = Config::kBlockN % 64 == 0 ? 64 : 16;
+  static constexpr int kChunk = Config::kTmaStore ? Box<Out>::kCols : Config::kBlockN % 64 == 0 ? 64 : 16;
   static constexpr int kChunkValues = kChunk / 2;
-  static_assert(!Config::kTmaStore || (kChunk == 64 && !Config::kSwapped),
-                "stores by TMA are 64 columns of D");
+  static_assert(!Config::kTmaStore || (Config::kBlockN % kChunk == 0 && !Config::kSwapped),
+                "stores by TMA are boxes of whole rows of D");
 
   const GemmWgmmaParams& p;
   unsigned staging;  // shared address of this consumer's kStageBytes
@@ -151,19 +142,11 @@ struct Epilogue {
     return {base, ld, m0 + row(), n0 + col(), p.m, p.n};
   }
 
-  // What an accumulating output holds before the launch: the first values, or added in front of sums.
-  template <int kCount>
-  __device__ __forceinline__ void load_previous(const WorkItem& work, float (&values)[kCount]) const {
+  // sum = what D holds + sum, where it does not come through the ring (wgmma/previous.cuh).
+  __device__ __forceinline__ void add_from_memory(const WorkItem& work, float (&sum)[kValues]) const {
     const auto d = pairs<Out>(p.d, p.ldd, work.m0, work.n0);
 #pragma unroll
-    for (int i = 0; i < kCount; i += 2) d.load(i, values[i], values[i + 1]);
-  }
-
-  template <int kFirst>
-  __device__ __forceinline__ void add_previous(const WorkItem& work, float (&sum)[kValues]) const {
-    const auto d = pairs<Out>(p.d, p.ldd, work.m0, work.n0);
-#pragma unroll
-    for (int i = kFirst; i < kValues; i += 2) {
+    for (int i = 0; i < kValues; i += 2) {
       float low, high;
       d.load(i, low, high);
       sum[i] = add_rn(low, sum[i]);
@@ -253,16 +236,7 @@ struct Epilogue {
       const unsigned box = staging + buffer * kBox;
       if (thread == 0) bulk_wait_read<1>();  // at most the other half is still being read
       barrier();
-      // Lane l gives row l % 8 of matrix l / 8: two groups of eight rows, then the next eight columns.
-      const int lane = thread % 32, r = 16 * (thread / 32) + lane % 16;
-#pragma unroll
-      for (int i = 0; i < kChunkValues; i += 8) {
-        const unsigned pairs[4] = {pack(static_cast<Out*>(nullptr), v[i], v[i + 1]),
-                                   pack(static_cast<Out*>(nullptr), v[i + 2], v[i + 3]),
-                                   pack(static_cast<Out*>(nullptr), v[i + 4], v[i + 5]),
-                                   pack(static_cast<Out*>(nullptr), v[i + 6], v[i + 7])};
-        stmatrix_x4(box + r * kRow + ((i / 4 + lane / 16) ^ (r % 8)) * 16, pairs);
-      }
+      Box<Out>::write(box, thread, v);
       // These writes went through the generic proxy; TMA reads through the async proxy. The fence makes every
       // thread's own writes visible there, the barrier tells the storing thread that all have done so.
       fence_proxy_async();

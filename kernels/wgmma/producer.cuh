@@ -1,6 +1,7 @@
 // The producer: one thread that keeps the ring full. TMA does the addressing, the bounds and the swizzle.
 #pragma once
 
+#include "wgmma/previous.cuh"
 #include "wgmma/ring.cuh"
 #include "wgmma/scheduler.cuh"
 
@@ -13,6 +14,7 @@ __device__ __forceinline__ void produce(const GemmWgmmaParams& p, const Ring<Con
   RingPlace<Config::kStages> place;
   WorkItem work;
   while (scheduler.next(work)) {
+    const int first_end = min(work.k_end, work.k_begin + Config::kSegment);
     for (int k = work.k_begin; k < work.k_end; k += kDepth) {
       const unsigned full = ring.full(place.slot);
       mbarrier_wait<(Config::kCluster > 1)>(ring.empty(place.slot), place.parity ^ 1);
@@ -28,6 +30,12 @@ __device__ __forceinline__ void produce(const GemmWgmmaParams& p, const Ring<Con
         }
       });
       place.advance();
+      // What D holds follows the first segment, whose sum it goes in front of.
+      if constexpr (Config::kTmaStore) {
+        if (p.accumulate && k < first_end && k + kDepth >= first_end) {
+          load_previous<Config>(p, ring, place, work);
+        }
+      }
     }
   }
 }
