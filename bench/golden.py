@@ -124,6 +124,7 @@ FORMS: dict[str, Form] = {
         _mma("tf32", (16, 8, 8)),
         _mma("f16", (16, 8, 8), _TURING),
         _mma("f64", (8, 8, 4)),
+        _mma("f64", (16, 8, 4), ("sm_90a",)),
         *(_wgmma(kind, n, rs) for kind in ("f16", "bf16", "tf32") for n in (8, 64, 128, 256) for rs in (False, True)),
         *(_wgmma("bf16", n, False, mn) for n, mn in ((8, "a"), (64, "b"), (128, "ab"), (256, "b"), (256, "ab"))),
         _wgmma("f16", 256, False, "ab"),

@@ -14,7 +14,7 @@ import numpy as np
 
 import gpulinear as gl
 from gpulinear import check, device, gemm, ledger, testing
-from gpulinear.config import SEGMENT
+from gpulinear.config import SEGMENT, segment_of
 from gpulinear.launch import compile_plan
 from gpulinear.plan import Options, Plan
 from gpulinear.views import numpy_dtype
@@ -281,7 +281,7 @@ def _cases_of(dtype: str, arch: str, family: str) -> Iterator[Case]:
     tiles = legal_tiles(dtype, arch, family)
     smallest = [tile for tile in tiles["linear"] if tile in tiles["dgrad"] and tile in tiles["wgrad"]][-1]
     one = Options(family=family, tile=smallest, splits=1)
-    small, long = (33, 31, 17), (3, 4, 2 * SEGMENT[family] + 5)
+    small, long = (33, 31, 17), (3, 4, 2 * segment_of(family, dtype) + 5)
     for op in ("linear", "dgrad", "wgrad", "bgrad"):
         yield Case(op, "contiguous", small, options=one)
     for view in ("transposed", "columns_stepped"):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import gemm, testing
-from .config import SEGMENT, family_of
+from .config import SEGMENT, family_of, segment_of
 from .device import DeviceSpec, live_spec
 from .linear import bgrad, dgrad, linear, wgrad
 from .problem import PRECISIONS, Gemm, Matrix
@@ -123,8 +123,8 @@ def summation(dtype: str, spec: DeviceSpec, precision: str | None = None) -> tes
     operand = Matrix("", 1, 1, 1, 1, dtype)
     asked = precision or ("ieee" if dtype == "float32" else None)
     family = family_of(Gemm("linear", operand, operand, operand, asked), spec)
-    if family == "gemm_simt":
-        return testing.fma(dtype, SEGMENT[family])
+    if family == "gemm_simt" or dtype == "float64":
+        return testing.fma(dtype, segment_of(family, dtype))
     return testing.tensor_core(spec.arch, precision, segment=SEGMENT[family])
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .configs.base import PROMOTE, SEGMENT, GemmConfig, vector_bytes
-from .configs.mma import MMA_TILES, GemmMmaConfig
+from .configs.base import PROMOTE, SEGMENT, GemmConfig, segment_of, vector_bytes
+from .configs.mma import FLOAT64_CORES, MMA_TILES, GemmMmaConfig
 from .configs.simt import SIMT_TILES, GemmSimtConfig
 from .configs.small import ActGradConfig, ColumnSumConfig, OrderedReduceConfig, StridedCopyConfig
 from .configs.split import SPLITS, SplitPlanesConfig
@@ -40,6 +40,7 @@ __all__ = [
     "StridedCopyConfig",
     "candidates",
     "family_of",
+    "segment_of",
     "vector_bytes",
 ]
 
@@ -63,6 +64,8 @@ def family_of(gemm: Gemm, spec: DeviceSpec) -> str:
         return "gemm_mma"  # also where it cannot run: its refusal says why
     if gemm.dtype in ("float16", "bfloat16") and spec.compute_capability >= (8, 0):
         return "gemm_wgmma" if spec.arch == "sm_90a" and _weight_is_aligned(gemm) else "gemm_mma"
+    if gemm.dtype == "float64" and spec.compute_capability in FLOAT64_CORES:
+        return "gemm_mma"
     return "gemm_mma" if gemm.dtype == "float16" else "gemm_simt"  # sm_75 has tensor cores for float16 only
 
 

@@ -1,25 +1,26 @@
-// GEMM on tensor cores with mma.sync: D = act(A B + bias), 16-bit operands or float32 ones rounded to tf32, float32 sums,
-// for any majors of A and B.
+// GEMM on tensor cores with mma.sync: D = act(A B + bias), 16-bit operands or float32 ones rounded to tf32 with float32
+// sums, or float64, for any majors of A and B.
 //
 // Tiles      A block computes kBlockM x kBlockN outputs, a warp kWarpM x kWarpN of them in instructions of
-//            16 x 8 x 16 (tf32, and float16 on sm_75: 16 x 8 x 8). Of such a 16 x 8, lane l owns rows l / 4 and l / 4 + 8, columns 2 (l % 4) and the next.
+//            16 x 8 x 16 (tf32, and float16 on sm_75: 16 x 8 x 8; float64: 16 x 8 x 4). Of such a 16 x 8, lane l owns rows
+//            l / 4 and l / 4 + 8, columns 2 (l % 4) and the next.
 // Pipeline   A cp.async ring of kStages k-tiles, one barrier per k-tile. The fragments of the next step are loaded
 //            while the current one is multiplied, over the border of a k-tile too, each into the registers of the one
 //            that it replaces: of A after its row of instructions, of B in the last row.
 //            Without cp.async (!kAsync, sm_75) there are two slots, and the k-tile after the one that is multiplied next
 //            waits in registers.
 // Reduction  K is cut into segments of kSegment. Inside one an output is a single chain of instructions, k ascending,
-//            from +0. Segment sums are added ascending in float32: by this block through p.total (splits == 1), or by
+//            from +0. Segment sums are added ascending in Acc: by this block through p.total (splits == 1), or by
 //            ordered_reduce from slabs. Nothing here depends on the tile: every variant gives the same bits.
 // Planes     kPlanes > 1: operands are planes (split_planes.cuh), whose pairs are multiplied inside every step, the small
 //            products first; every kPromote elements the chain is added into the segment's sum and restarts.
 // Smem       kStages * kPlanes * (kBlockM + kBlockN) * kBlockK * sizeof(In) bytes for the ring, then for each warp
-//            8 * (kWarpN + 8) * 4 bytes for staged rows. Without cp.async these lie in the ring, which nothing is on its
-//            way to at the end of a segment. No bank conflicts (gemm_mma/tile.cuh, gemm_mma/store.cuh).
-// Registers  kWarpM * kWarpN / 32 accumulators, (kWarpM + kWarpN) / 4 of fragments, and addresses; over planes twice the
-//            accumulators and the fragments of all of them. Without cp.async, a thread's part of a k-tile.
-// Needs      sm_80 (!kAsync: sm_75, and 16-bit operands); base, pitch and row of an operand are multiples of its kVec bytes: 16, 8, 4, or those of an element,
-//            which is then loaded and stored without cp.async.
+//            8 * (kWarpN + 8) * sizeof(Acc) bytes for staged rows. Without cp.async these lie in the ring, which nothing is
+//            on its way to at the end of a segment. No bank conflicts (gemm_mma/tile.cuh, gemm_mma/store.cuh).
+// Registers  kWarpM * kWarpN / 32 accumulators (of double: twice), (kWarpM + kWarpN) / 4 of fragments, and addresses; over
+//            planes twice the accumulators and the fragments of all of them. Without cp.async, a thread's part of a k-tile.
+// Needs      sm_80 (!kAsync: sm_75, and 16-bit operands; float64: sm_80 or sm_90); base, pitch and row of an operand are
+//            multiples of its kVec bytes: 16, 8, 4, or those of an element, which is then loaded and stored without cp.async.
 #pragma once
 
 #include "common/block_work.cuh"
@@ -43,13 +44,15 @@ __device__ constexpr int gemm_mma_ring_bytes() {
 template <class Config>
 __device__ constexpr int gemm_mma_smem_bytes() {
   const int ring = gemm_mma_ring_bytes<Config>();
-  const int staged = gemm_mma_warps<Config>() * kStagedRows * (Config::kWarpN + kStagedPad) * 4;
+  const int staged = gemm_mma_warps<Config>() * kStagedRows * (Config::kWarpN + kStagedPad) *
+                     static_cast<int>(sizeof(typename Config::Acc));
   return Config::kAsync ? ring + staged : ring > staged ? ring : staged;
 }
 
 template <class Config>
 __device__ void gemm_mma(const GemmParams& p) {
   using In = typename Config::In;
+  using Acc = typename Config::Acc;
   constexpr int kBM = Config::kBlockM, kBN = Config::kBlockN, kBK = Config::kBlockK,
                 kStages = Config::kStages, kPlanes = Config::kPlanes;
   constexpr int kStepK = 32 / sizeof(In), kSteps = kBK / kStepK;
@@ -90,7 +93,7 @@ __device__ void gemm_mma(const GemmParams& p) {
   const int warp = threadIdx.x / 32;
   const ReaderA read_a(warp / kWarpsN * Config::kWarpM);
   const ReaderB read_b(warp % kWarpsN * Config::kWarpN);
-  using Sums = float[ReaderA::kCount][2 * ReaderB::kCount][4];
+  using Sums = Acc[ReaderA::kCount][2 * ReaderB::kCount][4];
   Sums acc = {};
   // kAsync: k-tile t, if there is one, starts on its way into a slot.
   const auto copy_tile = [&](int t, int slot) {
@@ -130,7 +133,7 @@ __device__ void gemm_mma(const GemmParams& p) {
     const int row0 = work.m0 + warp_here / kWarpsN * Config::kWarpM;
     const int col0 = work.n0 + warp_here % kWarpsN * Config::kWarpN;
     auto* staged =
-        reinterpret_cast<float*>(smem + kStagedAt) + warp_here * kStagedRows * (Config::kWarpN + kStagedPad);
+        reinterpret_cast<Acc*>(smem + kStagedAt) + warp_here * kStagedRows * (Config::kWarpN + kStagedPad);
     if (p.splits > 1 || segment + 1 < segments) {
       store_partial<Config>(p, segment, row0, col0, staged, sums);
       return segment + 1 == last_segment;

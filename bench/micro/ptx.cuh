@@ -40,6 +40,13 @@ __device__ __forceinline__ void mma_m8n8k4_f64(double (&d)[2], const double (&a)
                : "d"(a[0]), "d"(b[0]));
 }
 
+__device__ __forceinline__ void mma_m16n8k4_f64(double (&d)[4], const double (&a)[2], const double (&b)[1]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k4.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+d"(d[0]), "+d"(d[1]), "+d"(d[2]), "+d"(d[3])
+      : "d"(a[0]), "d"(a[1]), "d"(b[0]));
+}
+
 // Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
 #define LDMATRIX(NAME, TRANS)                                                                \
   __device__ __forceinline__ void NAME(u32(&r)[4], u32 row) {                                \

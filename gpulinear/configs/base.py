@@ -11,8 +11,14 @@ from ..device import DeviceSpec
 from ..problem import ITEMSIZE, Gemm, Matrix, accumulator_dtype
 
 # K (or the rows of a column sum) is cut into segments of this many elements: the unit of split-K, the same for every
-# shape, tile and batch (docs/design.md, "The numeric contract").
+# shape, tile and batch (docs/design.md, "The numeric contract"). Of a matrix product, ``segment_of`` says it.
 SEGMENT = {"gemm_simt": 1024, "gemm_mma": 4096, "gemm_wgmma": 4096, "column_sum": 4096}
+
+
+def segment_of(family: str, dtype: str) -> int:
+    """Elements of K in a segment of a GEMM family: float64 sums are chains of FMAs in every family, cut like gemm_simt's."""
+    return SEGMENT["gemm_simt" if dtype == "float64" else family]
+
 
 # Split precisions restart their chains every this many elements and add them into the segment's sum, rounded to nearest:
 # a tensor core truncates, and the bias grows with the chain (docs/accuracy.md).

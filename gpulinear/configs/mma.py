@@ -1,4 +1,4 @@
-"""The variants of ``gemm_mma``: tensor cores through mma.sync, 16-bit operands."""
+"""The variants of ``gemm_mma``: tensor cores through mma.sync, on 16-bit operands, tf32, planes and float64."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..device import DeviceSpec
-from ..problem import ITEMSIZE, Gemm, Matrix
-from .base import PROMOTE, SEGMENT, GemmConfig, cpp_bool, pitch_a, pitch_b
+from ..problem import ITEMSIZE, Gemm, Matrix, accumulator_dtype
+from .base import PROMOTE, SEGMENT, GemmConfig, cpp_bool, pitch_a, pitch_b, segment_of
 from .split import SPLITS, Split
 
-# Floats between two staged rows beyond a warp's columns, and staged rows of a warp (kernels/gemm_mma/store.cuh).
+# Sums between two staged rows beyond a warp's columns, and staged rows of a warp (kernels/gemm_mma/store.cuh).
 _STAGED_PAD = 8
 _STAGED_ROWS = 8
 
@@ -48,6 +48,20 @@ PLANE_TILES = (
     MmaTile(64, 64, 32, 32, 3),
 )
 
+# The same for float64, whose sums take two registers each: 64x32 warp tiles hold 128 of them. A matrix instruction takes 16
+# times as long as of 16 bits (sm_80: 32 times), so fragments are cheap at any size; 128x128 is for what the L2 gives.
+FLOAT64_TILES = (
+    MmaTile(128, 128, 64, 32, 1),
+    MmaTile(128, 64, 64, 32, 2),
+    MmaTile(64, 64, 32, 32, 3),
+    MmaTile(32, 32, 16, 32, 8),
+    MmaTile(16, 64, 16, 32, 3, stages=12),
+)
+
+# Multiply-adds of float64 per SM and clock, on the chips whose tensor cores beat their CUDA cores at it (twice): the
+# datasheets' 19.5 and 67 TFLOP/s.
+FLOAT64_CORES = {(8, 0): 64, (9, 0): 128}
+
 # Dense multiply-adds of 16-bit operands with float32 sums per SM and clock, by (major, minor): the peak of the preset's
 # datasheet over its SMs and clock. mma.sync reaches 65 % of it on sm_90 and 30 % on sm_100, whose peaks need wgmma and
 # tcgen05 (docs/design.md, "Kernels"). Of sm_75 the preset is a T4: GeForce Turing does half of it with float32 sums.
@@ -64,6 +78,8 @@ _MACS_PER_CLOCK = {
 # Share of the tensor pipe that the main loop keeps busy, by outputs per warp: each step loads warp_m + warp_n rows of
 # fragments for warp_m * warp_n outputs.
 _SHARE = {64 * 64: 0.90, 64 * 32: 0.75, 32 * 32: 0.55, 16 * 32: 0.35}
+# An instruction of float64 is so long that the latency of loads hides behind few of them.
+_FLOAT64_SHARE = {64 * 32: 0.90, 32 * 32: 0.85, 16 * 32: 0.70}
 # With planes a step of fragments serves several products.
 _PLANES_SHARE = {64 * 32: 0.90, 32 * 32: 0.75}
 
@@ -108,7 +124,8 @@ class GemmMmaConfig(GemmConfig):
         """Dynamic shared memory of a block: the ring of k-tiles, and beside it, or without cp.async in it, the rows that each
         warp stages (gemm_mma.cuh)."""
         ring = self.stages * self.planes * (self.block_m + self.block_n) * self.block_k * ITEMSIZE[self.dtype]
-        staged = self.warps * _STAGED_ROWS * (self.warp_n + _STAGED_PAD) * 4
+        sums = _STAGED_ROWS * (self.warp_n + _STAGED_PAD) * ITEMSIZE[accumulator_dtype(self.dtype)]
+        staged = self.warps * sums
         return ring + staged if self.asynchronous else max(ring, staged)
 
     @property
@@ -147,6 +164,8 @@ class GemmMmaConfig(GemmConfig):
 
     def supports(self, gemm: Gemm, spec: DeviceSpec) -> str | None:
         """Why the variant cannot run ``gemm`` on ``spec``, as a sentence; None when it can."""
+        if gemm.dtype == "float64" and spec.compute_capability not in FLOAT64_CORES:
+            return f"float64 on tensor cores needs sm_80 or sm_90, this is {spec.arch}"
         turing = spec.compute_capability < (8, 0)
         if turing and gemm.dtype != "float16":
             otherwise = _OTHERWISE.get(gemm.precision or "", "")
@@ -159,11 +178,11 @@ class GemmMmaConfig(GemmConfig):
         if split:
             kinds: tuple[str, ...] = (split.dtype,)
         else:
-            kinds = ("float32",) if gemm.precision == "tf32" else ("float16", "bfloat16")
+            kinds = ("float32",) if gemm.precision == "tf32" else ("float16", "bfloat16", "float64")
         if gemm.dtype not in kinds:
             otherwise = _OTHERWISE.get(gemm.precision or "", "")
             return f"gemm_mma multiplies {' and '.join(kinds)}, not {gemm.dtype}{otherwise}"
-        if self.block_m == 16 and not self.k_major_a:
+        if self.block_m == 16 and not self.k_major_a and gemm.dtype != "float64":
             return "tiles of 16 rows are for a K-major A: few tokens"
         if split and split.along_k and not (self.k_major_a and self.k_major_b):
             return f"planes of {gemm.precision} lie along K: ldmatrix transposes 16-bit elements only"
@@ -174,6 +193,9 @@ class GemmMmaConfig(GemmConfig):
     def macs_per_clock(self, spec: DeviceSpec, warps: float) -> float:
         """The tensor pipe's peak times the main loop's share. Four schedulers need a warp each, and three hide latency where
         an instruction is short (the data-centre chips)."""
+        if self.dtype == "float64":
+            cores = FLOAT64_CORES.get(spec.compute_capability, 2)
+            return cores * _FLOAT64_SHARE[self.warp_m * self.warp_n] * min(1.0, (4 + warps) / 8)
         peak = _MACS_PER_CLOCK.get(spec.compute_capability, 256)
         wanted = 12 if peak >= 1024 else 8
         if self.dtype == "float32":  # tf32
@@ -189,7 +211,8 @@ class GemmMmaConfig(GemmConfig):
         asynchronous = spec.compute_capability >= (8, 0)
         deep = 4 if spec.smem_per_sm > 128 * 1024 else 3
         split = SPLITS.get(gemm.precision or "")
-        for tile in PLANE_TILES if split else MMA_TILES:
+        plain = FLOAT64_TILES if gemm.dtype == "float64" else MMA_TILES
+        for tile in PLANE_TILES if split else plain:
             # sm_120 is fastest with two long stages (docs/design.md, "Kernels"), which 128x256 has no room for.
             two = spec.compute_capability >= (12, 0) and gemm.dtype != "float32"
             long = two and tile.stages is None and tile.block_m * tile.block_n < 128 * 256
@@ -207,6 +230,7 @@ class GemmMmaConfig(GemmConfig):
                 resident=tile.resident,
                 stages=(tile.stages or (2 if two else deep)) if asynchronous else 2,
                 asynchronous=asynchronous,
+                segment=segment_of(cls.family, gemm.dtype),
                 vec_a=copy_bytes(gemm.a, pitch_a(gemm), gemm.k if gemm.a.row_major else gemm.m),
                 vec_b=copy_bytes(gemm.b, pitch_b(gemm), gemm.k if gemm.b.col_major else gemm.n),
             )

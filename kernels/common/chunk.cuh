@@ -57,6 +57,25 @@ __device__ __forceinline__ void load_values(const In* from, int count, float (&v
   }
 }
 
+// Two of double, which are 16 bytes.
+__device__ __forceinline__ void load_values(const double* from, int count, double (&values)[2]) {
+  if (count == 2 && aligned<16>(from)) {
+    const double2 both = *reinterpret_cast<const double2*>(from);
+    values[0] = both.x, values[1] = both.y;
+  } else {
+    values[0] = count > 0 ? from[0] : 0.;
+    values[1] = count > 1 ? from[1] : 0.;
+  }
+}
+__device__ __forceinline__ void store_values(double* to, int count, const double (&values)[2]) {
+  if (count == 2 && aligned<16>(to)) {
+    *reinterpret_cast<double2*>(to) = make_double2(values[0], values[1]);
+  } else {
+    if (count > 0) to[0] = values[0];
+    if (count > 1) to[1] = values[1];
+  }
+}
+
 // Rounded to Out; the first count of kWidth elements, which are 16 bytes.
 template <int kWidth, class Out>
 __device__ __forceinline__ void store_values(Out* to, int count, const float (&values)[kWidth]) {

@@ -102,12 +102,18 @@ __device__ __forceinline__ unsigned ld_shared_u32(unsigned shared_address) {
 __device__ __forceinline__ void ld_shared_v2(unsigned shared_address, float& x, float& y) {
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x), "=f"(y) : "r"(shared_address) : "memory");
 }
+__device__ __forceinline__ void ld_shared_v2(unsigned shared_address, unsigned& x, unsigned& y) {
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x), "=r"(y) : "r"(shared_address) : "memory");
+}
 
 __device__ __forceinline__ void st_shared_v2(unsigned shared_address, float x, float y) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared_address), "f"(x), "f"(y) : "memory");
 }
 __device__ __forceinline__ void st_shared_v2(float* smem, float x, float y) {
   st_shared_v2(shared_address(smem), x, y);
+}
+__device__ __forceinline__ void st_shared_v2(double* smem, double x, double y) {
+  asm volatile("st.shared.v2.f64 [%0], {%1, %2};" ::"r"(shared_address(smem)), "d"(x), "d"(y) : "memory");
 }
 __device__ __forceinline__ void st_shared_v4(float* smem, float x, float y, float z, float w) {
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(smem)), "f"(x), "f"(y), "f"(z),
@@ -124,7 +130,7 @@ __device__ __forceinline__ unsigned cvt_rna_tf32_f32(float value) {
   return bits;
 }
 
-// ---- warp-wide matrix instructions (sm_75; 16x8x16 and tf32: sm_80) ----
+// ---- warp-wide matrix instructions (sm_75; 16x8x16, tf32 and 8x8x4 of float64: sm_80; 16x8x4: sm_90) ----
 
 // Four 8x8 matrices of 16-bit elements (or 8x4 of 32-bit ones) from shared memory: lane l gives the address of row
 // l % 8 of matrix l / 8, and gets of matrix i the elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 in out[i].
@@ -171,4 +177,17 @@ __device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const unsigned (
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// d (8, 8) += a (8, 4) b (4, 8) in float64.
+__device__ __forceinline__ void mma_m8n8k4_f64(double& d0, double& d1, double a, double b) {
+  asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+      : "+d"(d0), "+d"(d1)
+      : "d"(a), "d"(b));
+}
+// d (16, 8) += a (16, 4) b (4, 8) in float64.
+__device__ __forceinline__ void mma_m16n8k4_f64(double (&d)[4], double a0, double a1, double b) {
+  asm("mma.sync.aligned.m16n8k4.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+d"(d[0]), "+d"(d[1]), "+d"(d[2]), "+d"(d[3])
+      : "d"(a0), "d"(a1), "d"(b));
 }

@@ -4,7 +4,8 @@
 //   K-major   kBlockMN rows of kBlockK elements        MN-major   kBlockK rows of kBlockMN elements
 // Rows are cut into 16-byte chunks, and chunk c of row r lies at c ^ swizzle(r): the eight rows of an 8x8 matrix, at
 // one chunk, then lie in eight different groups of four banks (ldmatrix), and so do eight consecutive chunks (copies).
-// ldmatrix transposes 16-bit elements only: of MN-major float32 a warp reads eight columns of four rows, word by word.
+// ldmatrix transposes 16-bit elements only, and has none of 64 bits: MN-major float32 and all of float64 are read element
+// by element, where all banks serve 32 bytes of four rows at a time.
 #pragma once
 
 #include "common/layout.cuh"
@@ -21,16 +22,16 @@ struct MmaTile {
   static constexpr int kChunksPerRow = kRowBytes / 16;
   static constexpr int kRowsPerLine = kRowBytes >= 128 ? 1 : 128 / kRowBytes;  // rows in all 32 banks
   static constexpr int kMask = (kChunksPerRow < 8 ? kChunksPerRow : 8) - 1;
-  static constexpr bool kByWords = kMajor == Major::MN && sizeof(In) == 4;
-  static constexpr int kPeriod =
-      kByWords ? 4 : kRowsPerLine * (kMask + 1);  // rows so far apart have one swizzle
+  static constexpr bool kByElements = sizeof(In) == 8 || (kMajor == Major::MN && sizeof(In) == 4);
+  static constexpr int kApart = kByElements ? 2 : 1;  // chunks of a row that are read together
+  static constexpr int kPeriod = kRowsPerLine * (kMask + 1) / kApart;  // rows so far apart have one swizzle
   static_assert(kRowBytes == 64 || kRowBytes % 128 == 0, "a row is 64 bytes or whole lines of 128");
-  static_assert(!kByWords || kRowBytes >= 128,
-                "four rows of two chunks lie in eight different groups of banks");
+
+  __device__ static constexpr int swizzle(int row) { return row / kRowsPerLine * kApart & kMask; }
 
   // Byte offset of a chunk.
   __device__ static constexpr unsigned offset(int row, int chunk) {
-    return row * kRowBytes + ((chunk ^ (kByWords ? row % 4 * 2 : row / kRowsPerLine & kMask)) << 4);
+    return row * kRowBytes + ((chunk ^ swizzle(row)) << 4);
   }
 };
 
@@ -46,7 +47,8 @@ struct TileCopier {
   static constexpr int kCount = Tile::kRows / kPass;            // chunks of a thread
   static_assert(kThreads % Tile::kChunksPerRow == 0 && Tile::kRows % kPass == 0,
                 "every thread copies as much");
-  static_assert(kPass % Tile::kPeriod == 0, "all rows of a thread have one swizzle");
+  static_assert(kPass % Tile::kPeriod == 0 || Tile::kPeriod % kPass == 0,
+                "the swizzle of a row is that of the thread's first row XOR one known to the compiler");
   static_assert(kVec == 16 || kVec == 8 || kVec == 4 || kVec == sizeof(In), "cp.async, or single elements");
 
   const In* from;            // this thread's first chunk in the next k-tile
@@ -99,7 +101,7 @@ struct TileCopier {
  private:
   // Byte offset in a stage of this thread's chunk i.
   __device__ __forceinline__ unsigned chunk_offset(int plane, int i) const {
-    return to + plane * Tile::kBytes + i * kPass * Tile::kRowBytes;
+    return (to ^ Tile::swizzle(i * kPass) << 4) + plane * Tile::kBytes + i * kPass * Tile::kRowBytes;
   }
 
   // Calls each(plane, i, source, elements that exist) for this thread's chunks of the next k-tile, and steps on.
