@@ -49,7 +49,7 @@ def test_gemm_simt_has_no_more_conflicts_than_now(dtype: str, tile: str, op: str
     shapes = {"linear": ((m, k), (n, k)), "dgrad": ((m, k), (k, n)), "wgrad": ((k, m), (k, n))}[op]
     a, b = (aligned(testing.normal(shape, dtype, seed)) for seed, shape in enumerate(shapes))
     out = aligned(np.zeros((m, n), dtype))
-    with gl.host_backend("emulator", arch="sm_90a"), gemm.planning(Options(tile=tile, splits=1)):
+    with gl.host_backend("emulator", arch="sm_90a"), gemm.planning(Options(family="gemm_simt", tile=tile, splits=1)):
         getattr(gl, op)(a, b, out=out)
     ((family, result),) = last_results()
     assert family == "gemm_simt"

@@ -136,6 +136,31 @@ def test_tf32_gemm_mma_fits(arch: str) -> None:
             assert "cvt.rna.tf32.f32" in check(config, arch)
 
 
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_float64_gemm_mma_fits(arch: str) -> None:
+    """All tiles where operands are aligned on sm_90a; else the largest, also with copies of single elements."""
+    for layout, align in (("NT", 16), ("TN", 16), ("NN", 8), ("TT", 8)):
+        variants = legal(make_gemm("float64", layout, align), arch, "gemm_mma")
+        assert len(variants) == 5 and all(config.segment == 1024 for config in variants)
+        all_tiles = EVERYTHING or (arch, align) == ("sm_90a", 16)
+        for config in variants if all_tiles else variants[:1]:
+            ptx = check(config, arch)
+            step = "m8n8k4" if arch == "sm_80" else "m16n8k4"
+            assert f"mma.sync.aligned.{step}.row.col.f64.f64.f64.f64" in ptx and ("cp.async.cg" in ptx) == (align == 16)
+
+
+@pytest.mark.parametrize(("arch", "dmma"), [("sm_80", 64), ("sm_90a", 32)])
+def test_the_hot_loop_of_float64_is_the_tiles_work(arch: str, dmma: int) -> None:
+    """A warp's 64x32 outputs, 8 of K, in instructions of 8x8x4 or 16x8x4."""
+    config = legal(make_gemm("float64", "TN", 16), arch, "gemm_mma")[0]
+    loop = hot_loop(
+        disassemble(compile_kernel(render(config), entry=entry_name("gemm_mma"), arch=arch).cubin_path), "DMMA"
+    )
+    assert (loop.mix["DMMA"], loop.mix["LDS.64"], loop.mix["LDGSTS.128"]) == (dmma, 24, 4)
+    assert not any(name.startswith(("LDL", "STL", "LDG.", "STS", "LDS.32")) for name in loop.mix)
+    assert loop.mix.total() < 170  # beside 16 clocks or more of each DMMA.16x8x4
+
+
 def test_gemm_mma_has_the_promised_instructions() -> None:
     for layout, load in (("NT", "ldmatrix.sync.aligned.m8n8.x4.shared"), ("TN", "ldmatrix.sync.aligned.m8n8.x4.trans")):
         ptx = check(legal(make_gemm("bfloat16", layout, 16), "sm_80", "gemm_mma")[0], "sm_80")

@@ -6,6 +6,7 @@ They run in the PTX emulator with every sanitizer on: a finding is an error in a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import ml_dtypes
@@ -27,6 +28,11 @@ ARCHS = ("sm_75", "sm_80", "sm_90a", "sm_120")
 SMALL = "32x32x16/4x4"
 SPEC = DeviceSpec.preset("sm_90a")
 NAMES = {dtype: "bfloat16" if dtype == BF16 else dtype.name for dtype in DTYPES}
+
+
+def simt(dtype: Any) -> AbstractContextManager[None]:
+    """float64 through gemm_simt, also where it is planned on tensor cores (tests/test_mma_f64_run.py)."""
+    return gemm.planning(Options(family="gemm_simt")) if dtype == np.dtype("float64") else nullcontext()
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +64,7 @@ def check_exact(tokens: int, out: int, inner: int, dtype: np.dtype[Any]) -> None
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_exact_integers_on_every_arch(dtype: np.dtype[Any], arch: str) -> None:
-    with gl.host_backend("emulator", arch=arch):
+    with gl.host_backend("emulator", arch=arch), simt(dtype):
         check_exact(33, 31, 17, dtype)
 
 
@@ -91,9 +97,9 @@ def test_every_tile_gives_the_same_bits(dtype: str, tile: Any) -> None:
     if tile.thread_m == 1:
         refused["wgrad"] = "K-major A"
     for op, call in calls.items():
-        with gemm.planning(Options(tile=smallest)):
+        with gemm.planning(Options(family="gemm_simt", tile=smallest)):
             want = call()
-        with gemm.planning(Options(tile=name)):
+        with gemm.planning(Options(family="gemm_simt", tile=name)):
             if op in refused:
                 with pytest.raises(gl.BackendError, match=refused[op]):
                     call()
@@ -123,7 +129,9 @@ def test_errors_stay_within_the_bound(dtype: np.dtype[Any], fill: str) -> None:
     make = getattr(testing, fill)
     x, w, dy = make((9, 77), dtype, 0), make((11, 77), dtype, 1), make((9, 11), dtype, 2)
     how = check.summation(NAMES[dtype], SPEC)
-    for got, a, b in ((gl.linear(x, w), x, w.T), (gl.dgrad(dy, w), dy, w), (gl.wgrad(dy, x), dy.T, x)):
+    with simt(dtype):
+        results = (gl.linear(x, w), x, w.T), (gl.dgrad(dy, w), dy, w), (gl.wgrad(dy, x), dy.T, x)
+    for got, a, b in results:
         testing.assert_within(got, f8(a) @ f8(b), testing.gemm_bound(a, b, how, out_dtype=dtype))
 
 
@@ -132,14 +140,16 @@ def test_errors_stay_within_the_bound(dtype: np.dtype[Any], fill: str) -> None:
 def test_activation_forward_and_backward(dtype: np.dtype[Any], activation: str) -> None:
     x, w, b = testing.normal((7, 20), dtype, 0), testing.normal((33, 20), dtype, 1), testing.normal((33,), dtype, 2)
     preact = np.empty((7, 33), dtype)
-    y = gl.linear(x, w, b, activation=activation, preact_out=preact)
-    testing.assert_same_bits(preact, gl.linear(x, w, b))
+    with simt(dtype):
+        y = gl.linear(x, w, b, activation=activation, preact_out=preact)
+        testing.assert_same_bits(preact, gl.linear(x, w, b))
     how = check.summation(NAMES[dtype], SPEC)
     exact = f8(x) @ f8(w).T + f8(b)
     bound = testing.gemm_bound(x, w.T, how, out_dtype=dtype, bias=b, activation=activation)
     testing.assert_within(y, reference.activate(exact, activation), bound)
     dy = testing.normal((7, 33), dtype, 3)
-    grads = gl.linear_backward(dy, x, w, activation=activation, preact=preact)
+    with simt(dtype):
+        grads = gl.linear_backward(dy, x, w, activation=activation, preact=preact)
     dz = reference.act_grad(dy, preact, activation)
     off = testing.act_grad_bound(dy, preact, activation, out_dtype=dtype)  # what the stored dz may be off by
     testing.assert_within(grads.dx, dz @ f8(w), testing.gemm_bound(dz, w, how, out_dtype=dtype, a_error=off))

@@ -103,6 +103,55 @@ def conflicts() -> list[tuple[Array, Array]]:
     return [(np.array(ratios), np.ones(4))]
 
 
+SMALL_F64, FEW_F64 = "32x32x8/16x32", "16x64x8/16x32"
+
+
+def f64(tile: str = SMALL_F64, **options: Any) -> Any:
+    return mma(tile=tile, **options)
+
+
+def f64_integers() -> list[tuple[Array, Array]]:
+    """All majors, ragged edges, K of three k-tiles; accumulation into a ragged output."""
+    x, w, dy = (
+        ints(35, 19, dtype="float64"),
+        ints(33, 19, dtype="float64", seed=1),
+        ints(35, 33, dtype="float64", seed=2),
+    )
+    dw = ints(33, 19, dtype="float64", seed=3)
+    want = dy.T @ x + dw
+    with f64():
+        return [(gl.linear(x, w), x @ w.T), (gl.dgrad(dy, w), dy @ w), (gl.wgrad(dy, x, out=dw, accumulate=True), want)]
+
+
+def f64_chain() -> list[tuple[Array, Array]]:
+    """The bits of gemm_simt, whose chain runs k by k."""
+    x, w, dy = (testing.normal(shape, "float64", seed) for seed, shape in enumerate(((5, 27), (6, 27), (5, 6))))
+    bits = []
+    for family in ("gemm_mma", "gemm_simt"):
+        with gemm.planning(Options(family=family, segment=16)):
+            bits.append((gl.linear(x, w), gl.dgrad(dy, w), gl.wgrad(dy, x)))
+    return list(zip(*bits, strict=True))
+
+
+def f64_few_tokens() -> list[tuple[Array, Array]]:
+    """A row of k holds more chunks than half the threads copy."""
+    dy, w = ints(16, 40, dtype="float64"), ints(40, 64, dtype="float64", seed=1)
+    with f64(FEW_F64):
+        return [(gl.dgrad(dy, w), dy @ w)]
+
+
+def f64_conflicts() -> list[tuple[Array, Array]]:
+    ratios = []
+    for op in ("linear", "wgrad"):
+        a, b = aligned(ints(32, 32, dtype="float64")), aligned(ints(32, 32, dtype="float64", seed=1))
+        with f64(segment=16):
+            getattr(gl, op)(a, b, out=aligned(np.zeros((32, 32))))
+        counters = last_results()[0][1].counters
+        ratios += [counters.wavefront_ratio, counters.sector_ratio]
+    return [(np.array(ratios), np.ones(4))]
+
+
+CHUNK = "common/chunk.cuh"
 KERNEL, TILE, FRAGMENTS, STORE = (
     "gemm_mma.cuh",
     "gemm_mma/tile.cuh",
@@ -128,8 +177,8 @@ MUTANTS = [
     Mutant("an element past the edge", TILE, "2 * i + 1 < exist", "2 * i < exist", unaligned),
     Mutant("k does not advance", TILE, "from += tile_step;", "", ragged),
     Mutant("edges do not come nearer", TILE, "(kAlongK ? cols_left : rows_left) -= kBlockK;", "", ragged),
-    Mutant("no swizzle", TILE, "chunk ^ (kByWords ? row % 4 * 2 : row / kRowsPerLine & kMask)", "chunk", conflicts),
-    Mutant("swizzle by the wrong rows", TILE, "row / kRowsPerLine & kMask", "row & kMask", conflicts),
+    Mutant("no swizzle", TILE, "chunk ^ swizzle(row)", "chunk", conflicts),
+    Mutant("swizzle by the wrong rows", TILE, "row / kRowsPerLine * kApart & kMask", "row * kApart & kMask", conflicts),
     Mutant("halves of A swapped", FRAGMENTS, "kOperand == Operand::A ? matrix % 2 : matrix / 2",
            "kOperand == Operand::A ? matrix / 2 : matrix / 2", ragged),
     Mutant("fragment and step swapped", FRAGMENTS, "i * 16 * Tile::kRowBytes", "step * 16 * Tile::kRowBytes", ragged),
@@ -137,7 +186,7 @@ MUTANTS = [
     Mutant("staged before it was read", STORE, "write(row0 + part * kStagedRows);\n    __syncwarp();",
            "write(row0 + part * kStagedRows);", ragged),
     Mutant("read before it was staged", STORE, "__syncwarp();\n    write(", "write(", ragged),
-    Mutant("negative zeros stay", STORE, "add_rn(two[h % 2 * 2 + 1], 0.f)", "two[h % 2 * 2 + 1]", zeros),
+    Mutant("negative zeros stay", STORE, "add_rn(two[h % 2 * 2 + 1], Acc(0))", "two[h % 2 * 2 + 1]", zeros),
     Mutant("sums not cleared", STORE, "two[h % 2 * 2] = two[h % 2 * 2 + 1] = 0;", "", segments),
     Mutant("columns past the edge", STORE, "count = min(kWidth, p.n - col);", "count = kWidth;", ragged),
     Mutant("rows of the output past the edge", STORE, "if (at >= p.m || count <= 0) continue;",
@@ -148,7 +197,23 @@ MUTANTS = [
     Mutant("bias past the edge", STORE, "if (col0 + c < p.n)", "if (true)", bias_and_activation),
     Mutant("bias before its lanes are there", STORE, "  __syncwarp();  // other lanes take these elements now\n", "",
            bias_and_activation),
-    Mutant("chunks in the other order", STORE, "(chunk ^ swap) * 4", "chunk * 4", conflicts),
+    Mutant("float64: words of a number swapped", FRAGMENTS, "__hiloint2double(b1, b0)", "__hiloint2double(b0, b1)",
+           f64_integers),
+    Mutant("float64: upper rows twice", FRAGMENTS, "(d[2], d[3], lower, b)", "(d[2], d[3], upper, b)", f64_integers),
+    Mutant("float64: rows and k of a lane swapped", FRAGMENTS, "mn = threadIdx.x % 32 / 4, k = threadIdx.x % 4;",
+           "mn = threadIdx.x % 8, k = threadIdx.x % 32 / 8;", f64_integers),
+    Mutant("float64: one number of each chunk", FRAGMENTS, " + at % Tile::kChunk * kBytes;", ";", f64_integers),
+    Mutant("float64: columns of B in halves swapped", FRAGMENTS, "16 * i + 8 * half_mn, step, 0",
+           "16 * i + 8 * (half_mn ^ (kOperand == Operand::B)), step, 0", f64_integers),
+    Mutant("float64: k steps in the other order", FRAGMENTS, "(step * 32 + k * kBytes)", "((step ^ 1) * 32 + k * kBytes)",
+           f64_chain),
+    Mutant("float64: sums in another segment", KERNEL, "constexpr int kTilesPerSegment = Config::kSegment / kBK;",
+           "constexpr int kTilesPerSegment = Config::kSegment / kBK + (sizeof(In) == 8);", f64_chain),
+    Mutant("float64: copies in the first row's swizzle", TILE, "to ^ Tile::swizzle(i * kPass) << 4", "to", f64_few_tokens),
+    Mutant("float64: swizzle of single chunks", TILE, "kByElements ? 2 : 1;", "1;", f64_conflicts),
+    Mutant("float64: held value past the edge", CHUNK, "count > 1 ? from[1]", "count > 0 ? from[1]", f64_integers),
+    Mutant("float64: column past the edge", CHUNK, "if (count > 1) to[1]", "if (count > 0) to[1]", f64_integers),
+    Mutant("chunks in the other order", STORE, "(chunk ^ swap) *", "chunk *", conflicts),
 ]  # fmt: skip
 
 PROBES = probes_of(MUTANTS)

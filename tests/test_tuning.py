@@ -54,7 +54,14 @@ def test_a_table_survives_writing_and_reading() -> None:
         replace(LINEAR, op="dgrad", layout="NN"),
         replace(LINEAR, op="wgrad", layout="TN"),
         replace(
-            LINEAR, op="wgrad", layout="TN", dtype="float64", out_dtype="float64", precision=None, tile="32x32x8/4x4"
+            LINEAR,
+            op="wgrad",
+            layout="TN",
+            dtype="float64",
+            out_dtype="float64",
+            precision=None,
+            family="gemm_mma",
+            tile="32x32x8/16x32",
         ),
     ],
     ids=lambda e: f"{e.op} {e.dtype}",
