@@ -74,7 +74,7 @@ def test_bits_are_those_of_the_canonical_order(precision: str, arch: str, shape:
         check_bits(*arrays(*shape), precision, arch)
 
 
-@pytest.mark.parametrize(("number", "op"), list(enumerate(("linear", "dgrad", "wgrad"))))
+@pytest.mark.parametrize(("number", "op"), list(enumerate(("linear", "dgrad", "dgrad", "wgrad"))))
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_tile_gives_these_bits(precision: str, number: int, op: str) -> None:
     """All warps of a block have outputs, and a second block has a few."""

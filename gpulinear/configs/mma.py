@@ -45,6 +45,7 @@ MMA_TILES = (
 PLANE_TILES = (
     MmaTile(128, 128, 32, 64, 1),
     MmaTile(128, 64, 64, 32, 2),
+    MmaTile(16, 64, 16, 32, 3),  # few tokens
     MmaTile(64, 64, 32, 32, 3),
 )
 
@@ -81,7 +82,7 @@ _SHARE = {64 * 64: 0.90, 64 * 32: 0.75, 32 * 32: 0.55, 16 * 32: 0.35}
 # An instruction of float64 is so long that the latency of loads hides behind few of them.
 _FLOAT64_SHARE = {64 * 32: 0.90, 32 * 32: 0.85, 16 * 32: 0.70}
 # With planes a step of fragments serves several products.
-_PLANES_SHARE = {64 * 32: 0.90, 32 * 32: 0.75}
+_PLANES_SHARE = {64 * 32: 0.90, 32 * 32: 0.75, 16 * 32: 0.50}
 
 
 def copy_bytes(operand: Matrix, pitch: int, width: int) -> int:
