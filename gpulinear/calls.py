@@ -344,21 +344,21 @@ def _build_linear_backward(
     problems: list[Problem] = []
     temporaries: list[tuple[str, int]] = []
     grad = arrays.matrix("dy")
+    db = arrays.vector("db_out") if "db" in wanted else None
+    db_of_dw = db if activation is None and "dw" in wanted else None
     if activation is not None:
         tokens = math.prod(g.shape[:-1])
         dz = Matrix("dz", tokens, n, n, 1, dtype)
         temporaries.append(("dz", tokens * n * ITEMSIZE[dtype]))
-        db = arrays.vector("db_out") if "db" in wanted else None
         problems.append(ActGrad(activation, grad, arrays.matrix("preact"), dz, db, accumulate and db is not None))
         grad = dz
-    elif "db" in wanted:
-        problems.append(ColumnSum(grad, arrays.vector("db_out"), accumulate))
+    elif db is not None and db_of_dw is None:
+        problems.append(ColumnSum(grad, db, accumulate))
     if "dx" in wanted:
         problems.append(Gemm("dgrad", grad, arrays.matrix("weight"), arrays.matrix("dx_out"), precision))
     if "dw" in wanted:
-        problems.append(
-            Gemm("wgrad", grad.T, arrays.matrix("x"), arrays.matrix("dw_out"), precision, accumulate=accumulate)
-        )
+        dw = arrays.matrix("dw_out")
+        problems.append(Gemm("wgrad", grad.T, arrays.matrix("x"), dw, precision, accumulate=accumulate, db=db_of_dw))
     return arrays.call("linear_backward", problems, temporaries)
 
 

@@ -74,7 +74,7 @@ def _block(struct_name: str, **groups: str) -> ParamBlock:
 
 _GEMM = _block(
     "GemmParams",
-    ptr="a b d bias preact total",
+    ptr="a b d bias preact total db db_slabs",
     i64="lda ldb ldd ldp bias_stride",
     i32="m n k activation accumulate splits segments_per_split tiles_m tiles_n group",
 )
@@ -85,7 +85,7 @@ PARAM_BLOCKS: dict[str, ParamBlock] = {
     "gemm_wgmma": _block(
         "GemmWgmmaParams",
         map="map_a map_b map_d map_preact",
-        ptr="d bias preact slabs",
+        ptr="d bias preact slabs db db_slabs",
         i64="ldd ldp bias_stride",
         i32="m n k activation accumulate segments tiles_m tiles_n group",
     ),

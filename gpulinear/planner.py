@@ -10,6 +10,7 @@ from typing import Any
 
 from .builder import Builder, placed_name, readable, ref_of, scatter, writable
 from .config import (
+    SEGMENT,
     SPLITS,
     ActGradConfig,
     ColumnSumConfig,
@@ -166,6 +167,7 @@ def _tiled_step(
     config: GemmConfig,
     splits: int,
     total: Ref | None,
+    db_slabs: Ref | None,
     finish: dict[str, Any],
     note: str,
 ) -> None:
@@ -180,6 +182,8 @@ def _tiled_step(
         a=ref_of(a),
         b=ref_of(b),
         total=total,
+        db=ref_of(gemm.db),
+        db_slabs=db_slabs,
         lda=a.row_stride if a.row_major else a.col_stride,
         ldb=b.col_stride if b.col_major else b.row_stride,
         m=gemm.m,
@@ -194,7 +198,16 @@ def _tiled_step(
     )
 
 
+def _sum_apart(builder: Builder, gemm: Gemm, why: str) -> Gemm:
+    """The GEMM without its db, which kernels of its own compute."""
+    if gemm.db is not None:
+        _plan_column_sum(builder, ColumnSum(gemm.a.T, gemm.db, gemm.accumulate), f", apart from the {gemm.op}: {why}")
+    return replace(gemm, db=None)
+
+
 def _plan_gemm(builder: Builder, gemm: Gemm) -> None:
+    if 0 in (gemm.m, gemm.n, gemm.k):
+        gemm = _sum_apart(builder, gemm, "there is nothing to multiply")
     if gemm.m == 0 or gemm.n == 0 or (gemm.k == 0 and gemm.accumulate):
         return
     d, d_final = writable(builder, gemm.d)
@@ -209,6 +222,15 @@ def _plan_gemm(builder: Builder, gemm: Gemm) -> None:
         acc = accumulator_dtype(gemm.dtype)
         segments = ceil_div(gemm.k, config.segment)
         config = config.for_work(segments, splits, builder.spec)
+        db_slabs: Ref | None = None
+        if gemm.db is not None:
+            refused = config.db_refused(ready)
+            if refused:
+                _sum_apart(builder, gemm, refused)
+                ready = replace(ready, db=None)
+            else:
+                config = replace(config, db_dtype=gemm.db.dtype)
+                db_slabs = _slabs(builder, gemm.dtype, segments if splits > 1 else 1, gemm.m)
         total: Ref | None = None
         if splits > 1:
             total = builder.alloc(segments * gemm.m * gemm.n * ITEMSIZE[acc])
@@ -219,14 +241,16 @@ def _plan_gemm(builder: Builder, gemm: Gemm) -> None:
         note = (
             f"{gemm.op} {gemm.m}x{gemm.n}x{gemm.k} {what} {layout}, tile {config.tile}, {config.stages} stages, "
             f"S={config.segment}, {splits} split(s) of K, loads of {config.vec_a} and {config.vec_b} B"
-        )
+        ) + (", and db" if config.db_dtype else "")
         if isinstance(config, GemmWgmmaConfig):
-            wgmma_step(builder, ready, config, total, finish, note)
+            wgmma_step(builder, ready, config, total, db_slabs, finish, note)
         else:
-            _tiled_step(builder, ready, config, splits, total, finish, note)
+            _tiled_step(builder, ready, config, splits, total, db_slabs, finish, note)
         if splits > 1:
             note = f"add {segments} segment sums in ascending order, then the epilogue"
             _reduce(builder, ready, finish, total, segments, note)
+        if db_slabs is not None and gemm.db is not None:
+            _finish_columns(builder, gemm.dtype, gemm.db, db_slabs, segments, gemm.accumulate)
     scatter(builder, d, d_final)
     if preact is not None:
         scatter(builder, preact, preact_final)
@@ -258,6 +282,11 @@ def _finish_columns(builder: Builder, dtype: str, out: Vector, slabs: Ref, segme
     )
 
 
+def _column_segment(builder: Builder) -> int:
+    """Rows of a segment of a column sum: the option's, for tests, else the contract's."""
+    return builder.options.segment or SEGMENT["column_sum"]
+
+
 def _slabs(builder: Builder, dtype: str, segments: int, cols: int) -> Ref | None:
     """Room for one partial sum per segment and column; a single segment writes its result directly."""
     if segments <= 1:
@@ -265,18 +294,18 @@ def _slabs(builder: Builder, dtype: str, segments: int, cols: int) -> Ref | None
     return builder.alloc(segments * cols * ITEMSIZE[accumulator_dtype(dtype)])
 
 
-def _plan_column_sum(builder: Builder, problem: ColumnSum) -> None:
+def _plan_column_sum(builder: Builder, problem: ColumnSum, remark: str = "") -> None:
     out = problem.out
     if out.size == 0 or (problem.x.rows == 0 and problem.accumulate):
         return
     x = readable(builder, problem.x, need_unit_stride=False)
-    config = ColumnSumConfig(x.dtype, out.dtype)
+    config = ColumnSumConfig(x.dtype, out.dtype, _column_segment(builder))
     segments = max(1, ceil_div(x.rows, config.segment))
     slabs = _slabs(builder, x.dtype, segments, x.cols)
     builder.step(
         config,
         ceil_div(x.cols, _COLUMNS_PER_BLOCK) * segments,
-        f"column sums of {x.rows}x{x.cols} {x.dtype}, S={config.segment}",
+        f"column sums of {x.rows}x{x.cols} {x.dtype}, S={config.segment}{remark}",
         x=ref_of(x),
         out=ref_of(out),
         slabs=slabs,
@@ -298,7 +327,7 @@ def _plan_act_grad(builder: Builder, problem: ActGrad) -> None:
         return
     dy = readable(builder, problem.dy, need_unit_stride=False)
     preact = readable(builder, problem.preact, need_unit_stride=False)
-    config = ActGradConfig(dy.dtype, preact.dtype, db.dtype if db else dy.dtype)
+    config = ActGradConfig(dy.dtype, preact.dtype, db.dtype if db else dy.dtype, _column_segment(builder))
     rows_per_block = config.segment if db else _ROWS_PER_BLOCK
     row_blocks = max(1, ceil_div(rows, rows_per_block))
     slabs = _slabs(builder, dy.dtype, row_blocks, cols) if db else None

@@ -87,7 +87,9 @@ class Gemm:
     """D[m,n] = act(A[m,k] B[k,n] + bias[n]), or D += A B when accumulating.
 
     ``op`` is the layer's name for it (linear, dgrad, wgrad). ``precision`` is one of ``PRECISIONS`` for float32 and
-    None for the other dtypes. ``preact`` receives A B + bias before the activation.
+    None for the other dtypes. ``preact`` receives A B + bias before the activation. ``db`` receives the sum over k of
+    A[m, k], which in a wgrad are the column sums of dy, as ``ColumnSum`` gives them; added to what it holds when
+    accumulating.
     """
 
     op: str
@@ -99,6 +101,7 @@ class Gemm:
     activation: str | None = None
     preact: Matrix | None = None
     accumulate: bool = False
+    db: Vector | None = None
 
     @property
     def m(self) -> int:

@@ -49,10 +49,12 @@ def wgmma_step(
     gemm: Gemm,
     config: GemmWgmmaConfig,
     slabs: Ref | None,
+    db_slabs: Ref | None,
     finish: dict[str, Any],
     note: str,
 ) -> None:
-    """Append the launch. ``slabs`` holds the sums of all segments, where ``ordered_reduce`` will add them."""
+    """Append the launch. ``slabs`` and ``db_slabs`` hold the sums of all segments, where ``ordered_reduce`` will add
+    them."""
     a, b = (gemm.b.T, gemm.a.T) if config.swapped else (gemm.a, gemm.b)
     m, n = a.rows, b.cols
     segments = ceil_div(gemm.k, config.segment)
@@ -71,6 +73,8 @@ def wgmma_step(
         map_d=_output_map(gemm.d, config),
         map_preact=_output_map(gemm.preact, config),
         slabs=slabs,
+        db=ref_of(gemm.db),
+        db_slabs=db_slabs,
         m=m,
         n=n,
         k=gemm.k,

@@ -13,7 +13,7 @@ from ..emulator.tensormap import encode_tiled
 from ..errors import BackendError, KernelFault
 from ..launch import buffer_order, compile_plan, kernel_names, make_template, record, recorders
 from ..plan import WORKSPACE, Plan
-from ..problem import ColumnSum, Gemm, Problem, SplitPlanes
+from ..problem import ColumnSum, Gemm, Matrix, Problem, SplitPlanes, Vector
 from ..tensormap import TensorMaps
 from ..views import describe
 
@@ -82,11 +82,11 @@ class _Placed:
 
 def _read_outputs(problems: Sequence[Problem]) -> set[str]:
     """The outputs that a call adds to."""
-    places = [
-        problem.d if isinstance(problem, Gemm) else problem.out if isinstance(problem, ColumnSum) else problem.db
-        for problem in problems
-        if not isinstance(problem, SplitPlanes) and problem.accumulate
-    ]
+    places: list[Matrix | Vector | None] = []
+    for problem in problems:
+        if not isinstance(problem, SplitPlanes) and problem.accumulate:
+            outputs = (problem.out,) if isinstance(problem, ColumnSum) else (problem.db,)
+            places += (problem.d, *outputs) if isinstance(problem, Gemm) else outputs
     return {place.buffer for place in places if place is not None}
 
 

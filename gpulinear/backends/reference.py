@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import reference
 from ..planes import plane_views
-from ..problem import ActGrad, ColumnSum, Gemm, Matrix, Problem, SplitPlanes
+from ..problem import ActGrad, ColumnSum, Gemm, Matrix, Problem, SplitPlanes, Vector
 
 Arrays = Mapping[str, "np.ndarray[Any, Any]"]
 
@@ -60,14 +60,20 @@ def _run(problem: Problem, arrays: Arrays) -> None:
         if problem.preact is not None:
             _store(arrays[problem.preact.buffer], preact)
         _store(out, exact)
+        if problem.db is not None:
+            _add_columns(problem.a.T, problem.db, problem.accumulate, arrays)
     elif isinstance(problem, ColumnSum):
-        out = arrays[problem.out.buffer]
-        total = reference.column_sum(_matrix(problem.x, arrays), accumulate_into=out if problem.accumulate else None)
-        _store(out, total)
+        _add_columns(problem.x, problem.out, problem.accumulate, arrays)
     elif isinstance(problem, SplitPlanes):
         _run_split(problem, arrays)
     else:
         _run_act_grad(problem, arrays)
+
+
+def _add_columns(x: Matrix, out: Vector, accumulate: bool, arrays: Arrays) -> None:
+    """Column sums of ``x`` into, or onto, ``out``."""
+    held = arrays[out.buffer]
+    _store(held, reference.column_sum(_matrix(x, arrays), accumulate_into=held if accumulate else None))
 
 
 def _run_act_grad(problem: ActGrad, arrays: Arrays) -> None:
@@ -77,9 +83,7 @@ def _run_act_grad(problem: ActGrad, arrays: Arrays) -> None:
         reference.act_grad(_matrix(problem.dy, arrays), _matrix(problem.preact, arrays), problem.activation),
     )
     if problem.db is not None:
-        db = arrays[problem.db.buffer]
-        into = db if problem.accumulate else None
-        _store(db, reference.column_sum(_matrix(problem.dz, arrays), accumulate_into=into))
+        _add_columns(problem.dz, problem.db, problem.accumulate, arrays)
 
 
 def run(problems: Sequence[Problem], arrays: Mapping[str, Any]) -> None:

@@ -60,6 +60,7 @@ class GemmConfig(ABC):
     segment: int
     planes: int = 1  # that each operand is given as: more than one in the split precisions (configs/split.py)
     promote: int = 0  # elements of K after which a chain over planes restarts
+    db_dtype: str | None = None  # of the sums over k of A[m, k] that a block also writes; None: none
 
     @property
     def blocks_per_cluster(self) -> int:
@@ -109,6 +110,10 @@ class GemmConfig(ABC):
     @abstractmethod
     def supports(self, gemm: Gemm, spec: DeviceSpec) -> str | None:
         """Why the variant cannot run ``gemm`` on ``spec``, as a sentence; None when it can."""
+
+    def db_refused(self, gemm: Gemm) -> str | None:
+        """Why the variant does not sum ``gemm.db`` on its way through A, as a sentence; None when it does."""
+        return f"{self.family} does not sum it"
 
     @abstractmethod
     def macs_per_clock(self, spec: DeviceSpec, warps: float) -> float:

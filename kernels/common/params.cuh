@@ -14,6 +14,8 @@ struct GemmParams {
   const void* bias;  // Bias (n), or null
   void* preact;      // Out (m, n): preact[i * ldp + j], or null
   void* total;  // Acc: running totals (m, n) when splits == 1, else slabs [segments][m][n]; null when K <= S
+  void* db;     // Db (m): the sums over k of A; only where the kernel's kBiasGrad is set
+  void* db_slabs;  // Acc [segments][m] of db where splits > 1, else null
   long long lda, ldb, ldd, ldp, bias_stride;  // elements; lda and ldb may be zero or negative
   int m, n, k;
   int activation, accumulate;
@@ -31,6 +33,8 @@ struct GemmWgmmaParams {
   const void* bias;                 // Bias (n), or null
   void* preact;                     // Out (m, n): preact[i * ldp + j], or null
   float* slabs;                     // [segments][m][n], or null where no sum is left to ordered_reduce
+  void* db;                         // Db (m): the sums over k of A; only where kBiasGrad is set
+  float* db_slabs;                  // [segments][m] of db, or null likewise
   long long ldd, ldp, bias_stride;  // elements
   int m, n, k;
   int activation, accumulate;   // accumulate: never with slabs
