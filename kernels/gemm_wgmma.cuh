@@ -25,6 +25,7 @@
 //            goes to a slab for ordered_reduce. Nothing here depends on tile, stages, cluster or grid.
 // Accumulate The first sum is added to what D holds, which comes through the ring (wgmma/previous.cuh) or, without
 //            kTmaStore, from memory when it is needed.
+// db         kBiasGrad: warps of the producer's warpgroup sum A over k on its way through the ring (wgmma/bias_grad.cuh).
 // Few tokens kSwapped: A and B change places, so that the weight has the 64 rows of a wgmma and a few tokens are its
 //            columns; D is stored transposed. The products and their order are the same.
 // Threads    128 (1 + kConsumers). Tile kBlockM = 64 kConsumers by kBlockN, k-tiles of 64.
@@ -33,6 +34,7 @@
 // Needs      maps of A and B: bases and pitches in multiples of 16 bytes. kTmaStore: the same of D and preact.
 #pragma once
 
+#include "wgmma/bias_grad.cuh"
 #include "wgmma/epilogue.cuh"
 #include "wgmma/mainloop.cuh"
 #include "wgmma/previous.cuh"
@@ -167,6 +169,10 @@ __device__ __forceinline__ void gemm_wgmma(const GemmWgmmaParams& p) {
   if (warpgroup == 0) {
     if constexpr (Config::kConsumers > 1) setmaxnreg_dec<kProducerRegisters>();
     if (thread == 0) produce<Config>(p, ring, scheduler);
+    if constexpr (Config::kBiasGrad) {
+      const int box = thread / 32 - 1;
+      if (box >= 0 && box < Ring<Config>::kBiasGradWarps) sum_bias_grad(p, ring, scheduler, box, thread % 32);
+    }
   } else {
     if constexpr (Config::kConsumers > 1) setmaxnreg_inc<kConsumerRegisters>();
     char* staging = smem + Smem::kStaging + (warpgroup - 1) * Smem::kPerConsumer;

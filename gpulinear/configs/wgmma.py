@@ -9,7 +9,7 @@ from typing import ClassVar
 from ..device import DeviceSpec
 from ..problem import Gemm
 from ..tensormap import major_of, rows_of
-from .base import SEGMENT, GemmConfig, cpp_bool, cpp_major
+from .base import CPP_TYPE, SEGMENT, GemmConfig, cpp_bool, cpp_major
 
 _DEPTH = 64  # elements of K in a k-tile: 128 bytes, a row of the swizzle
 _ROW = 128  # its bytes
@@ -150,6 +150,8 @@ class GemmWgmmaConfig(GemmConfig):
             "kRunningTotal": cpp_bool(self.running_total),
             "kTmaStore": cpp_bool(self.tma_store),
             "kSwapped": cpp_bool(self.swapped),
+            "kBiasGrad": cpp_bool(self.db_dtype is not None),
+            "Db": CPP_TYPE[self.db_dtype or self.out_dtype],
         }
 
     def supports(self, gemm: Gemm, spec: DeviceSpec) -> str | None:
@@ -167,6 +169,14 @@ class GemmWgmmaConfig(GemmConfig):
         if self.cluster > 1 and gemm.m <= self.block_m:
             return "a cluster shares B between rows of tiles, and there is one"
         return self.limits(spec)
+
+    def db_refused(self, gemm: Gemm) -> str | None:
+        """Why the variant does not sum ``gemm.db`` on its way through A, as a sentence; None when it does."""
+        if self.swapped:
+            return "in swapped tiles dy is on the side of N"
+        if self.k_major_a:
+            return "dy is read along tokens, and the warps that sum it take rows of it"
+        return None
 
     def macs_per_clock(self, spec: DeviceSpec, warps: float) -> float:
         """The share of the peak that this tile's main loop reaches."""

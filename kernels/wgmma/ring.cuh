@@ -18,6 +18,7 @@ struct Ring {
   static constexpr int kSlotBytes = TileA::kBytes + TileB::kBytes;
   static constexpr int kBytes = kStages * kSlotBytes;
   static constexpr int kBarrierBytes = kStages * 16;
+  static constexpr int kBiasGradWarps = Config::kBiasGrad ? Config::kBlockM / 64 : 0;
   static_assert(Config::kCluster <= 4, "a warp for each CTA to tell");
 
   unsigned tiles, barriers;  // shared addresses
@@ -32,8 +33,9 @@ struct Ring {
   __device__ __forceinline__ void init() const {
     for (int slot = 0; slot < kStages; ++slot) {
       mbarrier_init(full(slot), 1);  // the producer; the bytes are counted apart
-      // Every consumer warpgroup of every CTA: a slot is filled by multicast from all of them.
-      mbarrier_init(empty(slot), Config::kConsumers * Config::kCluster);
+      // Every consumer warpgroup of every CTA: a slot is filled by multicast from all of them. Warps that sum db read
+      // only A, which a CTA loads for itself.
+      mbarrier_init(empty(slot), Config::kConsumers * Config::kCluster + kBiasGradWarps);
     }
     fence_mbarrier_init();
   }
@@ -46,6 +48,12 @@ struct Ring {
     for (int other = 1; other < Config::kCluster; ++other) {
       if (thread == 32 * other) mbarrier_arrive_at(empty(slot), (rank + other) % Config::kCluster);
     }
+  }
+
+  // A warp that sums db has read a slot; called by all of its lanes.
+  __device__ __forceinline__ void release_warp(int slot, int lane) const {
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(empty(slot));
   }
 };
 
