@@ -148,9 +148,12 @@ __device__ __forceinline__ void consume(const GemmWgmmaParams& p, const Ring<Con
 
 // ---- the kernel ----
 
-// Three warpgroups start with 168 registers per thread; 128 * 40 + 256 * 232 = 384 * 168. One consumer has enough
-// without.
-constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+// Three warpgroups start with 168 registers per thread; 128 * 40 + 256 * 232 = 384 * 168, and so is 128 * 56 + 256 * 224
+// where warps beside the producer sum db. One consumer has enough without.
+template <class Config>
+constexpr int kProducerRegisters = Config::kBiasGrad ? 56 : 40;
+template <class Config>
+constexpr int kConsumerRegisters = Config::kBiasGrad ? 224 : 232;
 
 template <class Config>
 __device__ __forceinline__ void gemm_wgmma(const GemmWgmmaParams& p) {
@@ -167,14 +170,14 @@ __device__ __forceinline__ void gemm_wgmma(const GemmWgmmaParams& p) {
   sync_cluster<Config::kCluster>();  // the barriers exist, in every CTA that may arrive at them
 
   if (warpgroup == 0) {
-    if constexpr (Config::kConsumers > 1) setmaxnreg_dec<kProducerRegisters>();
+    if constexpr (Config::kConsumers > 1) setmaxnreg_dec<kProducerRegisters<Config>>();
     if (thread == 0) produce<Config>(p, ring, scheduler);
     if constexpr (Config::kBiasGrad) {
       const int box = thread / 32 - 1;
       if (box >= 0 && box < Ring<Config>::kBiasGradWarps) sum_bias_grad(p, ring, scheduler, box, thread % 32);
     }
   } else {
-    if constexpr (Config::kConsumers > 1) setmaxnreg_inc<kConsumerRegisters>();
+    if constexpr (Config::kConsumers > 1) setmaxnreg_inc<kConsumerRegisters<Config>>();
     char* staging = smem + Smem::kStaging + (warpgroup - 1) * Smem::kPerConsumer;
     consume<Config>(p, ring, scheduler, staging, warpgroup - 1, thread);
   }
