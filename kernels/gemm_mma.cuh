@@ -12,6 +12,7 @@
 // Reduction  K is cut into segments of kSegment. Inside one an output is a single chain of instructions, k ascending,
 //            from +0. Segment sums are added ascending in Acc: by this block through p.total (splits == 1), or by
 //            ordered_reduce from slabs. Nothing here depends on the tile: every variant gives the same bits.
+// db         kBiasGrad: the first blocks along N also sum A over k (gemm_mma/bias_grad.cuh).
 // Planes     kPlanes > 1: operands are planes (split_planes.cuh), whose pairs are multiplied inside every step, the small
 //            products first; every kPromote elements the chain is added into the segment's sum and restarts.
 // Smem       kStages * kPlanes * (kBlockM + kBlockN) * kBlockK * sizeof(In) bytes for the ring, then for each warp
@@ -25,6 +26,7 @@
 
 #include "common/block_work.cuh"
 #include "common/params.cuh"
+#include "gemm_mma/bias_grad.cuh"
 #include "gemm_mma/fragments.cuh"
 #include "gemm_mma/planes.cuh"
 #include "gemm_mma/store.cuh"
@@ -146,6 +148,7 @@ __device__ void gemm_mma(const GemmParams& p) {
   for (int s = 0; s < kStages - 1; ++s) copy_tile(s, s);
   int slot = 0;
   if constexpr (kPlanes == 1) {
+    typename BiasGradOf<Config, TileA>::Type bias_grad(p, work.m0, work.n0);
     for (int t = 0, segment = first_segment;; ++segment) {
       const int segment_end = min(t + kTilesPerSegment, k_tiles);
       // Fragments and a held tile do not live across the end of a segment, which needs their registers.
@@ -163,7 +166,10 @@ __device__ void gemm_mma(const GemmParams& p) {
         for (int step = 0; step < kSteps; ++step) {
           const int next_step = (step + 1) % kSteps;
           const bool more = next_step > 0 || t + 1 < segment_end;
-          if (step == 0) refill(t, slot);
+          if (step == 0) {
+            refill(t, slot);
+            bias_grad.add_tile(ring + slot * kStageBytes);
+          }
           if (next_step == 0 && more) {
             slot = slot + 1 == kStages ? 0 : slot + 1;
             arrive(slot, t + 2 < segment_end);
@@ -186,6 +192,7 @@ __device__ void gemm_mma(const GemmParams& p) {
         }
       }
       slot = slot + 1 == kStages ? 0 : slot + 1;
+      bias_grad.end_segment(segment, segment + 1 == segments);
       if constexpr (!Config::kAsync) __syncthreads();  // rows are staged where others loaded fragments
       if (end_segment(segment, acc)) return;
       if constexpr (!Config::kAsync) __syncthreads();  // the next tile is stored where others staged rows

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ..device import DeviceSpec
 from ..problem import ITEMSIZE, Gemm, Matrix, accumulator_dtype
-from .base import PROMOTE, SEGMENT, GemmConfig, cpp_bool, pitch_a, pitch_b, segment_of
+from .base import CPP_TYPE, PROMOTE, SEGMENT, GemmConfig, cpp_bool, pitch_a, pitch_b, segment_of
 from .split import SPLITS, Split
 
 # Sums between two staged rows beyond a warp's columns, and staged rows of a warp (kernels/gemm_mma/store.cuh).
@@ -161,6 +161,8 @@ class GemmMmaConfig(GemmConfig):
             "kPromote": str(self.promote),
             "kAsync": cpp_bool(self.asynchronous),
             "kMmaK": str(32 // ITEMSIZE[self.dtype] if self.asynchronous else 8),
+            "kBiasGrad": cpp_bool(self.db_dtype is not None),
+            "Db": CPP_TYPE[self.db_dtype or self.out_dtype],
         }
 
     def supports(self, gemm: Gemm, spec: DeviceSpec) -> str | None:
@@ -190,6 +192,16 @@ class GemmMmaConfig(GemmConfig):
         if self.narrow and self.warp_m * self.warp_n == 64 * 64:
             return "64x64 warp tiles leave no registers for copies of less than 16 bytes"
         return self.limits(spec)
+
+    def db_refused(self, gemm: Gemm) -> str | None:
+        """Why the variant does not sum ``gemm.db`` on its way through A, as a sentence; None when it does."""
+        if self.planes > 1:
+            return f"dy comes in planes of {gemm.precision}"
+        if gemm.dtype == "float64":
+            return f"its segments are of {self.segment} rows, not those of column sums"
+        if self.k_major_a:
+            return "dy is read along tokens, and the threads that sum it take rows of it"
+        return None
 
     def macs_per_clock(self, spec: DeviceSpec, warps: float) -> float:
         """The tensor pipe's peak times the main loop's share. Four schedulers need a warp each, and three hide latency where

@@ -98,6 +98,11 @@ __device__ __forceinline__ unsigned ld_shared_u32(unsigned shared_address) {
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(shared_address) : "memory");
   return value;
 }
+__device__ __forceinline__ unsigned short ld_shared_u16(unsigned shared_address) {
+  unsigned short value;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(shared_address) : "memory");
+  return value;
+}
 
 __device__ __forceinline__ void ld_shared_v2(unsigned shared_address, float& x, float& y) {
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x), "=f"(y) : "r"(shared_address) : "memory");
