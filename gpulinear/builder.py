@@ -161,12 +161,17 @@ def readable(builder: Builder, m: Matrix, *, need_unit_stride: bool) -> Matrix:
     return _compact(builder, m)
 
 
-def writable(builder: Builder, m: Matrix) -> tuple[Matrix, Matrix | None]:
-    """Where to write, and the final place when the rows of an output have no single stride."""
+def writable(builder: Builder, m: Matrix, *, read: bool = False) -> tuple[Matrix, Matrix | None]:
+    """Where to write, and the final place when the rows of an output have no single stride.
+
+    ``read``: it is added to, so what it holds is copied first.
+    """
     if m.scatter is None:
         return m, None
-    dst = builder.alloc(m.rows * m.cols * ITEMSIZE[m.dtype])
     builder.reads.append(f"{m.buffer} is written through a copy: its leading dimensions have no single stride")
+    if read:
+        return _compact(builder, m), m
+    dst = builder.alloc(m.rows * m.cols * ITEMSIZE[m.dtype])
     return replace(m, buffer=placed_name(dst), scatter=None), m
 
 

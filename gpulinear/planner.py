@@ -210,7 +210,7 @@ def _plan_gemm(builder: Builder, gemm: Gemm) -> None:
         gemm = _sum_apart(builder, gemm, "there is nothing to multiply")
     if gemm.m == 0 or gemm.n == 0 or (gemm.k == 0 and gemm.accumulate):
         return
-    d, d_final = writable(builder, gemm.d)
+    d, d_final = writable(builder, gemm.d, read=gemm.accumulate)
     preact, preact_final = writable(builder, gemm.preact) if gemm.preact else (None, None)
     finish = _finish_values(gemm, d, preact)
     if gemm.k == 0:

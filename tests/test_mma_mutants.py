@@ -84,6 +84,20 @@ def accumulate() -> list[tuple[Array, Array]]:
     return [(out, (f8(dy).T @ f8(x) + f8(held)).astype(np.float32))]
 
 
+def bias_grad() -> list[tuple[Array, Array]]:
+    """db of inexact sums, added to what is there, beside ``bgrad``: two tiles in each direction, three segments."""
+    dy, x = testing.wide((84, 72), BF16, 0), testing.normal((84, 72), BF16, 1)
+    held, pairs = testing.normal((72,), np.float32, 2), []
+    for splits in (1, 2):
+        got, want, dw = held.copy(), held.copy(), np.zeros((72, 72), np.float32)
+        with mma(segment=32, splits=splits):
+            gl.linear_backward(dy, x, dw.astype(BF16), needs=("dw", "db"), dw_out=dw, db_out=got, accumulate=True)
+            assert "column_sum" not in [name for name, _ in last_results()]
+            gl.bgrad(dy, out=want, accumulate=True)
+        pairs.append((got, want))
+    return pairs
+
+
 def zeros() -> list[tuple[Array, Array]]:
     """Products that all underflow from below sum to -0 without the addition of +0."""
     x, w = np.full((2, 32), -(2.0**-100), BF16), np.full((8, 32), 2.0**-100, BF16)
@@ -152,6 +166,7 @@ def f64_conflicts() -> list[tuple[Array, Array]]:
 
 
 CHUNK = "common/chunk.cuh"
+SUMS = "gemm_mma/bias_grad.cuh"
 KERNEL, TILE, FRAGMENTS, STORE = (
     "gemm_mma.cuh",
     "gemm_mma/tile.cuh",
@@ -179,6 +194,23 @@ MUTANTS = [
     Mutant("edges do not come nearer", TILE, "(kAlongK ? cols_left : rows_left) -= kBlockK;", "", ragged),
     Mutant("no swizzle", TILE, "chunk ^ swizzle(row)", "chunk", conflicts),
     Mutant("swizzle by the wrong rows", TILE, "row / kRowsPerLine * kApart & kMask", "row * kApart & kMask", conflicts),
+    Mutant("rows of db in descending order", SUMS, "row = 0; row < Config::kBlockK; ++row",
+           "row = Config::kBlockK - 1; row >= 0; --row", bias_grad),
+    Mutant("db of the next slot", KERNEL, "bias_grad.add_tile(ring + slot * kStageBytes)",
+           "bias_grad.add_tile(ring + (slot + 1) % kStages * kStageBytes)", bias_grad),
+    Mutant("db without the swizzle", SUMS, "TileA::offset(row, local / kChunk)",
+           "row * TileA::kRowBytes + local / kChunk * 16", bias_grad),
+    Mutant("db's chain is not reset", SUMS, "total = add_rn(total, sum);\n    sum = 0.0f;",
+           "total = add_rn(total, sum);", bias_grad),
+    Mutant("db's slabs hold the segments before", SUMS, "= total;\n      total = 0.0f;", "= total;", bias_grad),
+    Mutant("db's slab of another segment", SUMS, "(segment) * p.m + col", "(0) * p.m + col", bias_grad),
+    Mutant("every block along N sums db", SUMS, "n0 == 0 &&", "", bias_grad),
+    Mutant("the second block along N sums db", SUMS, "n0 == 0 &&", "n0 > 0 && m0 == 0 &&", bias_grad),
+    Mutant("db ignores accumulate", SUMS, "p.accumulate && p.splits == 1", "false", bias_grad),
+    Mutant("slabs of db start from what is there", SUMS, "p.accumulate && p.splits == 1", "p.accumulate", bias_grad),
+    Mutant("db stored after the first segment", SUMS, "} else if (last) {", "} else if (segment == 0) {", bias_grad),
+    Mutant("db past its end", SUMS, "min(m0 + static_cast<int>(threadIdx.x), p.m);",
+           "m0 + static_cast<int>(threadIdx.x);", bias_grad),
     Mutant("halves of A swapped", FRAGMENTS, "kOperand == Operand::A ? matrix % 2 : matrix / 2",
            "kOperand == Operand::A ? matrix / 2 : matrix / 2", ragged),
     Mutant("fragment and step swapped", FRAGMENTS, "i * 16 * Tile::kRowBytes", "step * 16 * Tile::kRowBytes", ragged),

@@ -92,6 +92,15 @@ def test_operands_are_read_in_place_at_any_alignment(pitch: int) -> None:
             assert len(gl.explain("wgrad", dy, x).steps) == 1
 
 
+def test_a_buffer_that_is_written_through_a_copy_is_added_to() -> None:
+    """One pointer at an odd element makes float32 arrays of the call unaligned, as far as the planner knows."""
+    dy, x, held = ints(9, 17)[:, 1:], ints(9, 8, seed=1), ints(16, 8, dtype=F32, seed=2)
+    out = held.copy()
+    with mma():
+        gl.wgrad(dy, x, out=out, accumulate=True)
+    testing.assert_same_bits(out, (f8(dy).T @ f8(x) + f8(held)).astype(F32))
+
+
 @pytest.mark.parametrize("view", testing.VIEWS)
 def test_any_view_gives_what_the_copy_gives(view: str) -> None:
     make = testing.VIEWS[view]

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import gpulinear as gl
-from gpulinear import gemm
+from gpulinear import gemm, testing
+from gpulinear.backends.emulator import last_results
 from gpulinear.plan import Options
 
 from . import layers
@@ -144,9 +145,35 @@ def slabs() -> Pairs:
     return planned("64x64x64", lambda: _ring(72, 72, 200), segment=64, splits=4)
 
 
+def _bias_grad(tile: str, **options: Any) -> Pairs:
+    """db of inexact sums, added to what is there, beside ``bgrad``: two tiles in each direction, two segments."""
+    dy, x = testing.wide((96, 136), BF16, 0), testing.normal((96, 136), BF16, 1)
+    held = testing.normal((136,), F32, 2)
+    got, want, dw = held.copy(), held.copy(), np.zeros((136, 136), F32)
+
+    def call() -> Pairs:
+        gl.linear_backward(dy, x, dw.astype(BF16), needs=("dw", "db"), dw_out=dw, db_out=got, accumulate=True)
+        assert "column_sum" not in [name for name, _ in last_results()]
+        gl.bgrad(dy, out=want, accumulate=True)
+        return [(got, want)]
+
+    return planned(tile, call, segment=64, **options)
+
+
+def bias_grad() -> Pairs:
+    return _bias_grad("128x128x64")
+
+
+def bias_grad_slabs() -> Pairs:
+    return _bias_grad("64x128x64", splits=2)
+
+
 MAIN, TILE, RING = "gemm_wgmma.cuh", "wgmma/tile.cuh", "wgmma/ring.cuh"
 LOOP, LOAD, PUT, NEXT = "wgmma/mainloop.cuh", "wgmma/producer.cuh", "wgmma/epilogue.cuh", "wgmma/scheduler.cuh"
 PREVIOUS, BOX, PTX = "wgmma/previous.cuh", "wgmma/box.cuh", "common/ptx_sm90.cuh"
+SUMS = "wgmma/bias_grad.cuh"
+ADD_BOX = "if (summed) add_box<typename Config::In>(ring.a(place.slot) + box * kBox, lane, sums);"
+RELEASE = "ring.release_warp(place.slot, lane);"
 
 MUTANTS = [
     # ring, parity, bytes
@@ -161,7 +188,7 @@ MUTANTS = [
     Mutant("expects too many bytes", LOAD, "full, Ring<Config>::kSlotBytes", "full, Ring<Config>::kSlotBytes + 16", ring),
     Mutant("announces nothing", LOAD, "mbarrier_arrive_expect(full, Ring<Config>::kSlotBytes);", "mbarrier_arrive(full);", ring),
     Mutant("full waits for two producers", RING, "mbarrier_init(full(slot), 1)", "mbarrier_init(full(slot), 2)", ring),
-    Mutant("empty counts one consumer", RING, "Config::kConsumers * Config::kCluster);", "Config::kCluster);", two_consumers),
+    Mutant("empty counts one consumer", RING, "Config::kConsumers * Config::kCluster +", "Config::kCluster +", two_consumers),
     Mutant("every thread releases the slot", RING, "if (thread == 0) mbarrier_arrive(empty", "mbarrier_arrive(empty", ring),
     Mutant("released before it is read", LOOP, "    wgmma_wait<1>();\n    if (t > 0) ring.release(last, thread);",
            "    ring.release(place.slot, thread);\n    wgmma_wait<1>();", ring),
@@ -270,13 +297,37 @@ MUTANTS = [
     Mutant("column guard of the transposed store", PUT, "8 * (i / 4) + e < left &&", "", swapped),
     Mutant("slab of a transposed tile", PUT, "Config::kSwapped ? p.m : p.n", "p.n", swapped),
     Mutant("transposed store by rows", PUT, "base) + col * ld + row)", "base) + row * ld + col)", swapped),
+    # db
+    Mutant("rows of db in descending order", SUMS, "row = 0; row < kDepth; ++row", "row = kDepth - 1; row >= 0; --row", bias_grad),
+    Mutant("db reads slots that are not full", SUMS,
+           "mbarrier_wait<false>(ring.full(place.slot), place.parity);\n        if", "if", bias_grad),
+    Mutant("slots that db has read are not released", SUMS, f"sums);\n        {RELEASE}", "sums);", bias_grad),
+    Mutant("slots of db released before they are read", SUMS,
+           f"{ADD_BOX}\n        {RELEASE}", f"{RELEASE}\n        {ADD_BOX}", bias_grad),
+    Mutant("db does not pass over what D holds", SUMS, "i < PreviousSlots<Config>::kSlots", "i < 0", bias_grad),
+    Mutant("a lane releases what others still read", RING, "__syncwarp();\n    if (lane == 0)", "if (lane == 0)", bias_grad),
+    Mutant("empty does not count the warps of db", RING, " + kBiasGradWarps);", ");", bias_grad),
+    Mutant("db of the first box only", RING, "? Config::kBlockM / 64 : 0", "? 1 : 0", bias_grad),
+    Mutant("both warps sum the same box", SUMS, "ring.a(place.slot) + box * kBox", "ring.a(place.slot)", bias_grad),
+    Mutant("swizzle of db's rows", SUMS, "(row % 8) << 4", "(row % 4) << 4", bias_grad),
+    Mutant("db is one chain over all segments", SUMS,
+           "begin += Config::kSegment) {\n      const int end = min(begin + Config::kSegment, work.k_end);",
+           "begin = work.k_end) {\n      const int end = work.k_end;", bias_grad),
+    Mutant("db is the last segment's sum", SUMS, "totals[0] = add_rn(totals[0], sums[0]);", "totals[0] = sums[0];", bias_grad),
+    Mutant("db of the tile before", SUMS, "    float totals[2] = {};\n    if (p.acc",
+           "    float totals[2];\n    if (p.acc", bias_grad_slabs),
+    Mutant("every tile along N sums db", SUMS, "work.n0 == 0", "true", bias_grad),
+    Mutant("the second tile along N sums db", SUMS, "work.n0 == 0", "work.n0 == Config::kBlockN && work.m0 == 0", bias_grad),
+    Mutant("db ignores accumulate", SUMS, "if (p.accumulate) {", "if (false) {", bias_grad),
+    Mutant("db's slab of another segment", SUMS, "(work.segment) * p.m + col", "(0) * p.m + col", bias_grad_slabs),
+    Mutant("db past its end", SUMS, "min(2, p.m - col)", "2", bias_grad),
     # registers
-    Mutant("setmaxnreg beyond the pool", MAIN, "kConsumerRegisters = 232", "kConsumerRegisters = 240", two_consumers),
-    Mutant("setmaxnreg without release", MAIN, "kProducerRegisters = 40", "kProducerRegisters = 168", two_consumers),
+    Mutant("setmaxnreg beyond the pool", MAIN, "224 : 232;", "224 : 240;", two_consumers),
+    Mutant("setmaxnreg without release", MAIN, "56 : 40;", "56 : 168;", two_consumers),
     # clusters
     Mutant("multicast to itself only", LOAD, "(1 << Config::kCluster) - 1", "1", cluster),
     Mutant("multicast past the cluster", LOAD, "(1 << Config::kCluster) - 1", "7", cluster),
-    Mutant("a slot is free when one CTA says so", RING, "Config::kConsumers * Config::kCluster);", "Config::kConsumers);", cluster),
+    Mutant("a slot is free when one CTA says so", RING, "Config::kConsumers * Config::kCluster +", "Config::kConsumers +", cluster),
     Mutant("releases only its own slots", RING, "(rank + other) % Config::kCluster);", "rank);", cluster),
     Mutant("barriers not known to the cluster", MAIN, "sync_cluster<Config::kCluster>();", "sync_cluster<1>();", cluster),
     Mutant("no cluster barrier before the exit", MAIN, "    cluster_sync();\n  }\n}", "  }\n}", cluster),

@@ -6,13 +6,14 @@
 // The rows that TMA fills up with zeros change no bit: a chain that starts at +0 never is -0.
 //
 // All tiles of D in one row of tiles have the same A: the first along N is summed. Of the others the warps only count
-// the k-tiles, for they release every slot: an arrival for each phase is what lets anybody know which phase it is.
+// the k-tiles, for they release every slot, also those that bring what D holds (wgmma/previous.cuh): an arrival for each phase is what lets anybody know which phase it is.
 //
 // Cost: 64 loads, 128 conversions and 128 additions per warp and k-tile, and 4 clocks from one addition of a chain to
 // the next: some 350 clocks, beside 4 kBlockN of multiplication for two consumers and 2 kBlockN for one.
 #pragma once
 
 #include "common/chunk.cuh"
+#include "wgmma/previous.cuh"
 #include "wgmma/ring.cuh"
 #include "wgmma/scheduler.cuh"
 
@@ -43,7 +44,7 @@ __device__ __forceinline__ void sum_bias_grad(const GemmWgmmaParams& p, const Ri
     const int col = work.m0 + 64 * box + 2 * lane;
     const int live = summed ? min(2, p.m - col) : 0;  // of this lane's columns; none where it is negative
     float totals[2] = {};
-    if (p.accumulate && p.db_slabs == nullptr) {
+    if (p.accumulate) {
       for (int e = 0; e < live; ++e) totals[e] = to_acc<float>(db[col + e]);
     }
     for (int begin = work.k_begin; begin < work.k_end; begin += Config::kSegment) {
@@ -54,6 +55,13 @@ __device__ __forceinline__ void sum_bias_grad(const GemmWgmmaParams& p, const Ri
         if (summed) add_box<typename Config::In>(ring.a(place.slot) + box * kBox, lane, sums);
         ring.release_warp(place.slot, lane);
         place.advance();
+      }
+      if (Config::kTmaStore && p.accumulate && begin == work.k_begin) {
+        for (int i = 0; i < PreviousSlots<Config>::kSlots; ++i) {  // what D holds, for the consumers
+          mbarrier_wait<false>(ring.full(place.slot), place.parity);
+          ring.release_warp(place.slot, lane);
+          place.advance();
+        }
       }
       totals[0] = add_rn(totals[0], sums[0]);
       totals[1] = add_rn(totals[1], sums[1]);

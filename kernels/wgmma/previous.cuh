@@ -24,6 +24,7 @@ struct PreviousSlots {
   using Box = ::Box<typename Config::Out>;
   static constexpr int kBoxes = Config::kBlockN / Box::kCols;  // of a consumer
   static constexpr int kPerSlot = 2;  // of a consumer: what registers can take over at a time
+  static constexpr int kSlots = (kBoxes + kPerSlot - 1) / kPerSlot;
   static_assert(Config::kBlockN % Box::kCols == 0, "a tile is whole boxes wide");
   static_assert(kPerSlot * Config::kConsumers * kBox <= Ring<Config>::kSlotBytes, "the boxes of a slot fit");
 
