@@ -128,6 +128,14 @@ def test_gemm_mma_fits_without_cp_async(layout: str) -> None:
             assert "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32" in ptx and "cp.async" not in ptx
 
 
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80"])
+def test_gemm_mma_that_sums_db_fits(arch: str) -> None:
+    gemm = make_gemm("float16", "TN", 16)
+    for config in legal(gemm, arch, "gemm_mma")[: None if EVERYTHING else 2]:
+        assert config.db_refused(gemm) is None
+        check(replace(config, db_dtype="float32"), arch)
+
+
 @pytest.mark.parametrize("arch", [arch for arch in ARCHS if arch != "sm_75"])
 def test_tf32_gemm_mma_fits(arch: str) -> None:
     for layout, align in (("NT", 16), ("TN", 16), ("NN", 4)):

@@ -114,6 +114,17 @@ def test_registers_go_from_the_producer_to_the_consumers() -> None:
     assert 128 * 40 + 256 * 232 == 384 * 168 and config.registers >= 168
 
 
+def test_warps_that_sum_db_have_their_registers() -> None:
+    """More of them for the producer's warpgroup: rows of dy are on their way while others are added."""
+    tile = next(tile for tile in WGMMA_TILES if tile.name == "128x256x64")
+    config = variant(tile, "TN", segments=2)
+    assert config is not None
+    code = disassemble(compiled(replace(config, db_dtype="float32")).cubin_path)
+    assert "USETMAXREG.DEALLOC.CTAPOOL 0x38" in code and re.search(r"USETMAXREG.TRY_ALLOC.CTAPOOL UP[0-9], 0xe0", code)
+    assert 128 * 56 + 256 * 224 == 384 * 168
+    assert max(int(number) for number in re.findall(r"\bR([0-9]+)\b", code)) < 224
+
+
 def test_more_stages_where_there_is_room_and_all_of_it_is_used() -> None:
     for tile, segments in itertools.product(WGMMA_TILES, (1, 2)):
         config = variant(tile, "NT", segments=segments)
