@@ -131,6 +131,18 @@ def test_accumulating_starts_from_what_is_there(where: Where, dw_dtype: Any, db_
     testing.assert_same_bits(got[75:], held[75:])
 
 
+@pytest.mark.parametrize("tile", ["128x128x64", "128x192x64/c2"])
+def test_what_dw_holds_passes_by(tile: str) -> None:
+    """It comes through the ring, between the k-tiles that db is summed from."""
+    dy, x = operands(2 * S + 8, 136, 200)
+    where, dw = ("gemm_wgmma", "sm_90a", tile), np.zeros((136, 200), F32)
+    got, want = testing.normal((136,), F32, 2), testing.normal((136,), F32, 2)
+    with planned(where, num_sms=2):
+        fused(where, dy, x, dw_out=dw, db_out=got, accumulate=True)
+        gl.bgrad(dy, out=want, accumulate=True)
+    testing.assert_same_bits(got, want)
+
+
 @FAMILIES
 def test_micro_batches_accumulate_to_the_same_bits(where: Where) -> None:  # D6
     dy, x = operands(3 * S + 8, 40, 40)
