@@ -168,10 +168,15 @@ class _Arrays:
     device: int
 
     def matrix(self, name: str) -> Matrix:
-        return matrix(self.views[name], self.align)
+        return matrix(self.views[name], self._align(self.views[name]))
 
     def vector(self, name: str) -> Vector:
-        return vector(self.views[name], self.align)
+        return vector(self.views[name], self._align(self.views[name]))
+
+    def _align(self, view: ArrayView) -> int:
+        """What all arrays share, or the size of an item where the array has at least that: a 16-bit array at an odd element
+        must not make float32 ones look misaligned."""
+        return max(self.align, min(ITEMSIZE[view.dtype], alignment([view.pointer])))
 
     def call(self, op: str, problems: Sequence[Problem], temporaries: Sequence[tuple[str, int]] = ()) -> gemm.Call:
         arrays = {name: view.array for name, view in self.views.items()}

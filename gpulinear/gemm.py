@@ -206,7 +206,8 @@ def _key(op: str, arrays: Sequence[Any], flags: tuple[Any, ...]) -> Any:
         else:
             data = array.data
             bits |= data.ptr
-            parts.append((array.shape, array.strides, array.dtype, data.device_id))
+            # The lowest bits say whether items lie at multiples of their size; of what is above all arrays share.
+            parts.append((array.shape, array.strides, array.dtype, data.device_id, data.ptr & 7))
     parts.append(bits & -bits)
     return tuple(parts)
 

@@ -42,6 +42,19 @@ def test_exact_integers(dtype: np.dtype[Any], tokens: int, out: int, inner: int)
     testing.assert_same_bits(grads.db, gl.bgrad(dy))
 
 
+@pytest.mark.parametrize("arch", ["sm_75", "sm_90a"])
+def test_a_16_bit_array_at_an_odd_element_leaves_float32_ones_in_place(arch: str, compiled: None) -> None:
+    """Arrays share an alignment, but none has less than its own items."""
+    dy, x, w = ints(9, 8, dtype=BF16)[:, 1:], ints(9, 8, dtype=BF16, seed=1), ints(7, 8, dtype=BF16, seed=2)
+    dw, db = ints(7, 8, seed=3), ints(7, seed=4)
+    want = (f8(dy).T @ f8(x) + f8(dw)).astype(F32), (f8(dy).sum(0) + f8(db)).astype(F32)
+    with gl.host_backend("emulator", arch=arch):
+        assert "strided_copy" not in [step.family for step in gl.explain("wgrad", dy, x, out=dw).steps]
+        gl.linear_backward(dy, x, w, needs=("dw", "db"), dw_out=dw, db_out=db, accumulate=True)
+    testing.assert_same_bits(dw, want[0])
+    testing.assert_same_bits(db, want[1])
+
+
 def test_adjoint_identity_on_integers() -> None:
     x, w, dy = ints(9, 13), ints(11, 13, seed=1), ints(9, 11, seed=2)
     y, dx, dw = (f8(a) for a in (gl.linear(x, w), gl.dgrad(dy, w), gl.wgrad(dy, x)))
