@@ -61,7 +61,8 @@ def family_of(gemm: Gemm, spec: DeviceSpec) -> str:
     bytes; never of tokens, a pointer, a stride or, for linear, the number of output features.
     """
     if gemm.precision not in (None, "ieee"):
-        return "gemm_mma"  # also where it cannot run: its refusal says why
+        # Planes are aligned whatever the operands are. gemm_mma also where it cannot run: its refusal says why.
+        return "gemm_wgmma" if spec.arch == "sm_90a" else "gemm_mma"
     if gemm.dtype in ("float16", "bfloat16") and spec.compute_capability >= (8, 0):
         return "gemm_wgmma" if spec.arch == "sm_90a" and _weight_is_aligned(gemm) else "gemm_mma"
     if gemm.dtype == "float64" and spec.compute_capability in FLOAT64_CORES:

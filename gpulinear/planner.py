@@ -10,8 +10,8 @@ from typing import Any
 
 from .builder import Builder, placed_name, readable, ref_of, scatter, writable
 from .config import (
+    FAMILIES,
     SEGMENT,
-    SPLITS,
     ActGradConfig,
     ColumnSumConfig,
     GemmConfig,
@@ -49,9 +49,10 @@ _RASTER_GROUP = 8  # tiles of M that share a strip of B in the L2
 
 def as_read(builder: Builder, gemm: Gemm) -> Gemm:
     """The GEMM on operands that its family's kernels can read: as they lie, in planes, or copied where they cannot be."""
-    if gemm.precision in SPLITS:
+    family = builder.options.family or family_of(gemm, builder.spec)
+    if family in FAMILIES and gemm.precision in FAMILIES[family].as_planes:
         a, b = split(builder, gemm.a, gemm.precision), split(builder, gemm.b.T, gemm.precision).T
-    elif (builder.options.family or family_of(gemm, builder.spec)) == GemmWgmmaConfig.family:
+    elif family == GemmWgmmaConfig.family and gemm.precision is None:
         a, b = addressable(builder, gemm.a), addressable(builder, gemm.b)
     else:
         a = readable(builder, gemm.a, need_unit_stride=True)
@@ -237,7 +238,9 @@ def _plan_gemm(builder: Builder, gemm: Gemm) -> None:
         elif segments > 1 and not isinstance(config, GemmWgmmaConfig):
             total = builder.alloc(gemm.m * gemm.n * ITEMSIZE[acc])
         layout = ("T" if not a.row_major else "N") + ("T" if not b.row_major else "N")
-        what = f"{gemm.precision} over planes, P={config.promote}," if config.planes > 1 else gemm.dtype
+        what = gemm.dtype if gemm.precision in (None, "ieee") else gemm.precision
+        if config.planes > 1:
+            what = f"{what} over planes, P={config.promote},"
         note = (
             f"{gemm.op} {gemm.m}x{gemm.n}x{gemm.k} {what} {layout}, tile {config.tile}, {config.stages} stages, "
             f"S={config.segment}, {splits} split(s) of K, loads of {config.vec_a} and {config.vec_b} B"

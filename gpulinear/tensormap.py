@@ -41,7 +41,11 @@ Encoder = Callable[..., bytes]
 
 @dataclass(frozen=True)
 class TensorMapSpec:
-    """A row-major matrix of ``rows`` x ``cols`` elements, ``pitch`` bytes from row to row, and the box that is copied."""
+    """A row-major matrix of ``rows`` x ``cols`` elements, ``pitch`` bytes from row to row, and the box that is copied.
+
+    Of several ``planes``, matrices of one shape that follow each other, a box lies in one: the plane is the third
+    coordinate.
+    """
 
     dtype: str
     rows: int
@@ -49,12 +53,18 @@ class TensorMapSpec:
     pitch: int
     box_rows: int
     box_cols: int
+    planes: int = 1
 
     def arguments(self, address: int) -> tuple[Any, ...]:
         """The arguments of cuTensorMapEncodeTiled, without the map itself. BackendError where one breaks a rule."""
         self.check(address)
-        sizes = (self.cols, self.rows), (self.pitch,), (self.box_cols, self.box_rows), (1, 1)
-        return (_DATA_TYPE[self.dtype], 2, address, *sizes, 0, _SWIZZLE_128B, _L2_PROMOTION_256B, 0)
+        rank = 3 if self.planes > 1 else 2
+        dims = (self.cols, self.rows, self.planes)[:rank]
+        strides = (self.pitch, self.rows * self.pitch)[: rank - 1]
+        box = (self.box_cols, self.box_rows, 1)[:rank]
+        steps = (1,) * rank
+        how = (0, _SWIZZLE_128B, _L2_PROMOTION_256B, 0)
+        return (_DATA_TYPE[self.dtype], rank, address, dims, strides, box, steps, *how)
 
     def check(self, address: int) -> None:
         """Every documented rule for the arguments, before the driver refuses them all with one code."""
@@ -68,6 +78,8 @@ class TensorMapSpec:
             (self.pitch % ALIGN == 0, f"its row pitch must be a multiple of {ALIGN} bytes", self.pitch),
             (0 <= self.pitch < 1 << 40, "its row pitch must be below 2^40 bytes", self.pitch),
             (self.pitch >= self.cols * ITEMSIZE[self.dtype], "its rows must not overlap", self.pitch),
+            (1 <= self.planes <= 1 << 32, "it must have 1 to 2^32 planes", self.planes),
+            (self.planes == 1 or self.rows * self.pitch < 1 << 40, "a plane must have less than 2^40 bytes", self),
             (1 <= self.box_rows <= 256 and 1 <= self.box_cols <= 256, "a box has 1 to 256 rows and columns", self),
             (row % ALIGN == 0, f"a row of its box must be a multiple of {ALIGN} bytes", row),
             (row <= SWIZZLE_BYTES, f"a row of its box must fit the swizzle's {SWIZZLE_BYTES} bytes", row),

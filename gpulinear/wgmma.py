@@ -22,18 +22,21 @@ def addressable(builder: Builder, m: Matrix) -> Matrix:
     return readable(builder, m, need_unit_stride=True)
 
 
-def _map_of(m: Matrix, box: tuple[int, int], pitch: int) -> MapRef:
-    """The tensor map of a row-major matrix."""
+def _map_of(m: Matrix, box: tuple[int, int], pitch: int, planes: int = 1) -> MapRef:
+    """The tensor map of a row-major matrix, or of its planes, of which it is the first."""
     at = ref_of(m)
     assert at is not None
-    return MapRef(at, TensorMapSpec(m.dtype, m.rows, m.cols, pitch, *box))
+    return MapRef(at, TensorMapSpec(m.dtype, m.rows, m.cols, pitch, *box, planes))
 
 
-def _operand_map(m: Matrix, box: tuple[int, int], *, rows_first: bool) -> MapRef:
+def _operand_map(m: Matrix, box: tuple[int, int], planes: int, *, rows_first: bool) -> MapRef:
     found = major_of(m, rows_first=rows_first)
     assert found is not None
     along_rows, pitch = found
-    return _map_of(m if along_rows else m.T, box, pitch)
+    m = m if along_rows else m.T
+    if planes > 1:  # they are dense up to the pitch, also where a single row could have another one
+        pitch = m.row_stride * ITEMSIZE[m.dtype]
+    return _map_of(m, box, pitch, planes)
 
 
 def _output_map(m: Matrix | None, config: GemmWgmmaConfig) -> MapRef | None:
@@ -68,8 +71,8 @@ def wgmma_step(
         clusters * config.cluster,
         note,
         config.smem_bytes,
-        map_a=_operand_map(a, config.box_a, rows_first=True),
-        map_b=_operand_map(b, config.box_b, rows_first=False),
+        map_a=_operand_map(a, config.box_a, config.planes, rows_first=True),
+        map_b=_operand_map(b, config.box_b, config.planes, rows_first=False),
         map_d=_output_map(gemm.d, config),
         map_preact=_output_map(gemm.preact, config),
         slabs=slabs,

@@ -1,4 +1,5 @@
-// GEMM on Hopper's tensor cores: D = act(A B + bias) for float16 and bfloat16, all four pairs of majors.
+// GEMM on Hopper's tensor cores: D = act(A B + bias) for float16 and bfloat16, all four pairs of majors, and for float32
+// operands that split_planes has made into planes of bfloat16 or tf32.
 //
 // A reader who knows CUDA but not Hopper needs six words:
 //   warpgroup     four consecutive warps that execute one wgmma together. The accumulators of a 64-row tile are
@@ -17,9 +18,9 @@
 //
 // Roles      Warpgroup 0 is the producer: one thread of it fills a ring of kStages k-tiles (wgmma/producer.cuh)
 //            and its other registers go to the kConsumers consumer warpgroups, 64 rows of the tile each
-//            (wgmma/mainloop.cuh, wgmma/epilogue.cuh). All of them walk one list of tiles (wgmma/scheduler.cuh),
+//            (wgmma/mainloop.cuh, wgmma/segment.cuh, wgmma/epilogue.cuh). All of them walk one list of tiles (wgmma/scheduler.cuh),
 //            so that the ring runs full across tiles, and a tile's stores overlap the next one's loads.
-// Reduction  K is cut into segments of kSegment. Inside one an output is one chain of wgmma steps of 16, k
+// Reduction  K is cut into segments of kSegment. Inside one an output is one chain of wgmma steps of 16 (tf32: 8), k
 //            ascending, from +0. kRunningTotal: the sums are added ascending, in registers (beyond 104 per thread
 //            in shared memory). Otherwise each item of work is one segment, and its sum is finished (K <= S) or
 //            goes to a slab for ordered_reduce. Nothing here depends on tile, stages, cluster or grid.
@@ -28,17 +29,22 @@
 // db         kBiasGrad: warps of the producer's warpgroup sum A over k on its way through the ring (wgmma/bias_grad.cuh).
 // Few tokens kSwapped: A and B change places, so that the weight has the 64 rows of a wgmma and a few tokens are its
 //            columns; D is stored transposed. The products and their order are the same.
-// Threads    128 (1 + kConsumers). Tile kBlockM = 64 kConsumers by kBlockN, k-tiles of 64.
-// Smem       kStages * 128 (kBlockM + kBlockN) + kConsumers * max(16384, the totals kept there) + 16 kStages bytes.
-// Registers  kBlockN / 2 accumulators, and with kRunningTotal up to 104 totals.
-// Needs      maps of A and B: bases and pitches in multiples of 16 bytes. kTmaStore: the same of D and preact.
+// Planes     kPlanes > 1: a slot holds the k-tile of every plane, and each step multiplies all pairs of planes, the small
+//            products first (common/plane_pairs.cuh); every kPromote elements of K the chain is added to the segment's
+//            sum and starts anew (wgmma/segment.cuh). tf32 is one plane: rounded, because wgmma truncates.
+// Threads    128 (1 + kConsumers). Tile kBlockM = 64 kConsumers by kBlockN, k-tiles of 128 bytes.
+// Smem       kStages * kPlanes * 128 (kBlockM + kBlockN) + kConsumers * max(16384, the totals kept there) + 16 kStages
+//            bytes.
+// Registers  kBlockN / 2 accumulators, the same again with kPromote, and with kRunningTotal up to 104 totals.
+// Needs      maps of A and B: bases and pitches in multiples of 16 bytes; of planes in three dimensions. kTmaStore: the
+//            same of D and preact, in two.
 #pragma once
 
 #include "wgmma/bias_grad.cuh"
 #include "wgmma/epilogue.cuh"
-#include "wgmma/mainloop.cuh"
 #include "wgmma/previous.cuh"
 #include "wgmma/producer.cuh"
+#include "wgmma/segment.cuh"
 
 // ---- the running total over segments ----
 
@@ -113,7 +119,8 @@ __device__ __forceinline__ void start_total(const Epilogue<Config>& epilogue, co
 // Of the segment that begins at k.
 template <class Config>
 __device__ __forceinline__ int k_tiles_of(const WorkItem& work, int k) {
-  return (min(work.k_end - k, Config::kSegment) + kDepth - 1) / kDepth;
+  constexpr int kTileDepth = kDepth<typename Config::In>;
+  return (min(work.k_end - k, Config::kSegment) + kTileDepth - 1) / kTileDepth;
 }
 
 template <class Config>
@@ -158,7 +165,7 @@ constexpr int kConsumerRegisters = Config::kBiasGrad ? 224 : 232;
 template <class Config>
 __device__ __forceinline__ void gemm_wgmma(const GemmWgmmaParams& p) {
   static_assert(Config::kBlockM == 64 * Config::kConsumers, "a consumer has 64 rows");
-  static_assert(Config::kSegment % kDepth == 0, "a segment holds whole k-tiles");
+  static_assert(Config::kSegment % kDepth<typename Config::In> == 0, "a segment holds whole k-tiles");
   using Smem = WgmmaSmem<Config>;
   extern __shared__ __align__(1024) char smem[];  // the swizzle's pattern repeats every 1024 bytes
   const int rank = Config::kCluster > 1 ? static_cast<int>(cluster_rank()) : 0;

@@ -3,8 +3,9 @@
 // bf16x6     x = p0 + p1 + p2 in bfloat16, each nearest to what the ones before leave over. Exact for |x| >= 2^-110;
 //            below, up to 2^-134 is lost, half of bfloat16's smallest number.
 // tf32x3     x = hi + lo in tf32, ties away from zero as cvt.rna has them. Up to 2^-22 |x| is lost, or 2^-137.
-// Special    The first plane of a finite x is finite: near the largest float it is the largest of its format instead
-//            of Inf, and the next plane takes the rest. That of a nonzero x is nonzero, if only by the smallest number,
+// tf32       One plane: x as cvt.rna rounds it, Inf and NaN too, because wgmma would truncate it.
+// Special    The first of several planes of a finite x is finite: near the largest float it is the largest of its format
+//            instead of Inf, and the next plane takes the rest. That of a nonzero x is nonzero, if only by the smallest number,
 //            which the next plane takes back. Inf becomes (1, 0, Inf) and NaN (1, 0, NaN), with the sign in each: then
 //            Inf times y is the product of Inf and y's first plane, which has y's sign and is zero only where y is; and
 //            no other plane can make a NaN of it.
@@ -71,6 +72,20 @@ struct Tf32Planes {
       planes[0] = sign | 0x3F800000u;
       planes[1] = sign | (magnitude > 0x7F800000u ? 0x7FFFFFFFu : 0x7F800000u);
     }
+  }
+
+  __device__ static __forceinline__ void store(float* to, const unsigned (&x)[4]) {
+    st_global_v4(to, x[0], x[1], x[2], x[3]);
+  }
+};
+
+// A single one, as gemm_mma rounds fragments.
+struct Tf32Plane {
+  static constexpr int kCount = 1;
+  using Element = float;
+
+  __device__ static __forceinline__ void split(float x, unsigned (&planes)[kCount]) {
+    planes[0] = cvt_rna_tf32_f32(x);
   }
 
   __device__ static __forceinline__ void store(float* to, const unsigned (&x)[4]) {

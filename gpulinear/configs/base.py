@@ -46,6 +46,7 @@ class GemmConfig(ABC):
     """
 
     family: ClassVar[str]
+    as_planes: ClassVar[tuple[str, ...]] = ()  # precisions whose operands it takes as planes (configs/split.py)
     dtype: str
     out_dtype: str
     bias_dtype: str
@@ -61,6 +62,11 @@ class GemmConfig(ABC):
     planes: int = 1  # that each operand is given as: more than one in the split precisions (configs/split.py)
     promote: int = 0  # elements of K after which a chain over planes restarts
     db_dtype: str | None = None  # of the sums over k of A[m, k] that a block also writes; None: none
+
+    @property
+    def pairs(self) -> int:
+        """Products of planes in a step of K."""
+        return self.planes * (self.planes + 1) // 2
 
     @property
     def blocks_per_cluster(self) -> int:

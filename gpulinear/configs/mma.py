@@ -9,7 +9,7 @@ from typing import ClassVar
 from ..device import DeviceSpec
 from ..problem import ITEMSIZE, Gemm, Matrix, accumulator_dtype
 from .base import CPP_TYPE, PROMOTE, SEGMENT, GemmConfig, cpp_bool, pitch_a, pitch_b, segment_of
-from .split import SPLITS, Split
+from .split import Split, split_of
 
 # Sums between two staged rows beyond a warp's columns, and staged rows of a warp (kernels/gemm_mma/store.cuh).
 _STAGED_PAD = 8
@@ -104,6 +104,7 @@ class GemmMmaConfig(GemmConfig):
     """One variant of ``gemm_mma``: types, majors, tiles, pipeline depth and access widths (bytes)."""
 
     family: ClassVar[str] = "gemm_mma"
+    as_planes: ClassVar[tuple[str, ...]] = ("tf32x3", "bf16x6")  # to tf32 it rounds as it loads fragments
     segment: int = SEGMENT["gemm_mma"]
     warp_m: int
     warp_n: int
@@ -177,7 +178,7 @@ class GemmMmaConfig(GemmConfig):
             return f"m16n8k16 and cp.async need sm_80, this is {spec.arch}"
         if not turing and not self.asynchronous:
             return f"m16n8k8 may add up to other bits than m16n8k16, which {spec.arch} has"
-        split = SPLITS.get(gemm.precision or "")
+        split = split_of(gemm, type(self))
         if split:
             kinds: tuple[str, ...] = (split.dtype,)
         else:
@@ -214,8 +215,7 @@ class GemmMmaConfig(GemmConfig):
         if self.dtype == "float32":  # tf32
             peak /= 2
         if self.planes > 1:  # long steps: two warps hide the latency between them
-            products = self.planes * (self.planes + 1) // 2
-            return peak / products * _PLANES_SHARE[self.warp_m * self.warp_n] * min(1.0, warps / 4)
+            return peak / self.pairs * _PLANES_SHARE[self.warp_m * self.warp_n] * min(1.0, warps / 4)
         return peak * _SHARE[self.warp_m * self.warp_n] * min(1.0, (4 + warps) / wanted)
 
     @classmethod
@@ -223,7 +223,7 @@ class GemmMmaConfig(GemmConfig):
         """Every tile, for the operands as they lie."""
         asynchronous = spec.compute_capability >= (8, 0)
         deep = 4 if spec.smem_per_sm > 128 * 1024 else 3
-        split = SPLITS.get(gemm.precision or "")
+        split = split_of(gemm, cls)
         plain = FLOAT64_TILES if gemm.dtype == "float64" else MMA_TILES
         for tile in PLANE_TILES if split else plain:
             # sm_120 is fastest with two long stages (docs/design.md, "Kernels"), which 128x256 has no room for.

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import cpp_bool
+from ..problem import Gemm
+from .base import GemmConfig, cpp_bool
 
 
 @dataclass(frozen=True)
 class Split:
     """The planes of a precision: the C++ policy, their dtype in memory, how many there are, and whether they must lie along
-    K (ldmatrix transposes 16-bit elements only). Of n planes, n (n + 1) / 2 pairs are multiplied
-    (gpulinear.reference.products, kernels/gemm_mma/planes.cuh)."""
+    K (ldmatrix and wgmma transpose 16-bit elements only). Of n planes, n (n + 1) / 2 pairs are multiplied
+    (gpulinear.reference.products, kernels/common/plane_pairs.cuh)."""
 
     policy: str
     dtype: str
@@ -21,9 +22,15 @@ class Split:
 
 
 SPLITS = {
+    "tf32": Split("Tf32Plane", "float32", 1, along_k=True),
     "bf16x6": Split("Bfloat16Planes", "bfloat16", 3, along_k=False),
     "tf32x3": Split("Tf32Planes", "float32", 2, along_k=True),
 }
+
+
+def split_of(gemm: Gemm, family: type[GemmConfig]) -> Split | None:
+    """The planes that a family takes the operands of a problem as; None where it reads them as they are."""
+    return SPLITS[gemm.precision] if gemm.precision in family.as_planes else None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ struct GemmParams {
   int tiles_m, tiles_n, group;     // block tiles, and how many tiles of M share a strip of B
 };
 
-// The same on sm_90a. A map's boxes are those of wgmma/tile.cuh; of D and preact, those of wgmma/box.cuh.
+// The same on sm_90a. A map's boxes are those of wgmma/tile.cuh; of D and preact, those of wgmma/box.cuh. Where an operand
+// is planes, they are the third dimension of its map.
 struct GemmWgmmaParams {
   TensorMap map_a;                  // In (m, k)
   TensorMap map_b;                  // In (k, n)

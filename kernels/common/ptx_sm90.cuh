@@ -69,7 +69,17 @@ __device__ __forceinline__ void tma_load(unsigned smem, const TensorMap* map, in
       : "memory");
 }
 
-// The same, to this place and this barrier in every CTA of the cluster whose bit is set.
+// The same of matrix `z` among several of one shape.
+__device__ __forceinline__ void tma_load_3d(unsigned smem, const TensorMap* map, int x, int y, int z,
+                                            unsigned barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(smem),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
+      : "memory");
+}
+
+// A box of a matrix, to this place and this barrier in every CTA of the cluster whose bit is set.
 __device__ __forceinline__ void tma_load_multicast(unsigned smem, const TensorMap* map, int x, int y,
                                                    unsigned barrier, unsigned short ctas) {
   asm volatile(

@@ -28,7 +28,8 @@ __device__ __forceinline__ void pin_registers(float (&d)[kCount]) {
 }
 
 // multiply<In, kTransA, kTransB>: d (64 x kN of the warpgroup) = A B + (keep ? d : 0). A and B are matrix
-// descriptors of 64 x 16 and 16 x kN elements; kTrans: the operand is stored along M or N, not along K.
+// descriptors of 64 x 16 and 16 x kN elements; kTrans: the operand is stored along M or N, not along K. For float:
+// 64 x 8 and 8 x kN elements, always along K, of which the low 13 bits are ignored (tf32).
 template <int kN>
 struct Wgmma;
 
@@ -36,6 +37,10 @@ template <class T>
 constexpr bool kIsBfloat16 = false;
 template <>
 constexpr bool kIsBfloat16<Bfloat16> = true;
+template <class T>
+constexpr bool kIsFloat = false;
+template <>
+constexpr bool kIsFloat<float> = true;
 
 #define TEN(t) \
   "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9, "
@@ -51,23 +56,30 @@ constexpr bool kIsBfloat16<Bfloat16> = true;
   ", 0;\n"                                                                                      \
   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." KIND "." KIND " {" REGISTERS "}, " A ", " B \
   ", keep, 1, 1, " TRANS_A ", " TRANS_B ";\n}"
+#define TEXT_TF32(N, REGISTERS, A, B, KEEP, ...) \
+  "{\n.reg .pred keep;\nsetp.ne.b32 keep, " KEEP \
+  ", 0;\n"                                       \
+  "wgmma.mma_async.sync.aligned.m64n" #N "k8.f32.tf32.tf32 {" REGISTERS "}, " A ", " B ", keep, 1, 1;\n}"
 // REGISTERS names the N / 2 accumulators, LIST binds them; the five operands that follow have the next numbers.
-#define WGMMA(N, REGISTERS, LIST, ...)                                                       \
-  template <>                                                                                \
-  struct Wgmma<N> {                                                                          \
-    template <class In, int kTransA, int kTransB>                                            \
-    static __device__ __forceinline__ void multiply(float (&d)[N / 2], unsigned long long a, \
-                                                    unsigned long long b, int keep) {        \
-      if constexpr (kIsBfloat16<In>) {                                                       \
-        asm volatile(TEXT(N, "bf16", REGISTERS, __VA_ARGS__)                                 \
-                     : LIST                                                                  \
-                     : "l"(a), "l"(b), "r"(keep), "n"(kTransA), "n"(kTransB));               \
-      } else {                                                                               \
-        asm volatile(TEXT(N, "f16", REGISTERS, __VA_ARGS__)                                  \
-                     : LIST                                                                  \
-                     : "l"(a), "l"(b), "r"(keep), "n"(kTransA), "n"(kTransB));               \
-      }                                                                                      \
-    }                                                                                        \
+#define WGMMA(N, REGISTERS, LIST, ...)                                                         \
+  template <>                                                                                  \
+  struct Wgmma<N> {                                                                            \
+    template <class In, int kTransA, int kTransB>                                              \
+    static __device__ __forceinline__ void multiply(float (&d)[N / 2], unsigned long long a,   \
+                                                    unsigned long long b, int keep) {          \
+      if constexpr (kIsFloat<In>) {                                                            \
+        static_assert(kTransA == 0 && kTransB == 0, "tf32 operands lie along K");              \
+        asm volatile(TEXT_TF32(N, REGISTERS, __VA_ARGS__) : LIST : "l"(a), "l"(b), "r"(keep)); \
+      } else if constexpr (kIsBfloat16<In>) {                                                  \
+        asm volatile(TEXT(N, "bf16", REGISTERS, __VA_ARGS__)                                   \
+                     : LIST                                                                    \
+                     : "l"(a), "l"(b), "r"(keep), "n"(kTransA), "n"(kTransB));                 \
+      } else {                                                                                 \
+        asm volatile(TEXT(N, "f16", REGISTERS, __VA_ARGS__)                                    \
+                     : LIST                                                                    \
+                     : "l"(a), "l"(b), "r"(keep), "n"(kTransA), "n"(kTransB));                 \
+      }                                                                                        \
+    }                                                                                          \
   };
 
 #define LIST_16 D8(0)
@@ -88,6 +100,7 @@ WGMMA(256, TO_89 TEN(9) TEN(10) TEN(11) "%120, %121, %122, %123, %124, %125, %12
 
 #undef WGMMA
 #undef TEXT
+#undef TEXT_TF32
 #undef LIST_16
 #undef LIST_32
 #undef LIST_64

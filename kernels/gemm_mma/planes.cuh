@@ -1,37 +1,8 @@
-// Products of operands that are given as planes (split_planes.cuh): which pairs of planes, in which order, and the sum
-// that a chain of them is promoted to.
+// Products of operands that are given as planes (split_planes.cuh), and the sum that a chain of them is promoted to.
 #pragma once
 
+#include "common/plane_pairs.cuh"
 #include "gemm_mma/fragments.cuh"
-
-// The planes of A and of B in product number i of a step of K: what is smallest comes first, and pairs whose product
-// is below the last bit of float32 are left out.
-template <int kPlanes>
-struct PlanePairs;
-template <>
-struct PlanePairs<2> {
-  static constexpr int kCount = 3;
-  __device__ static constexpr int a(int i) {
-    constexpr int plane[kCount] = {1, 0, 0};
-    return plane[i];
-  }
-  __device__ static constexpr int b(int i) {
-    constexpr int plane[kCount] = {0, 1, 0};
-    return plane[i];
-  }
-};
-template <>
-struct PlanePairs<3> {
-  static constexpr int kCount = 6;
-  __device__ static constexpr int a(int i) {
-    constexpr int plane[kCount] = {2, 1, 0, 1, 0, 0};
-    return plane[i];
-  }
-  __device__ static constexpr int b(int i) {
-    constexpr int plane[kCount] = {0, 1, 2, 0, 1, 0};
-    return plane[i];
-  }
-};
 
 // acc += A B over one step of K, from the fragments of all planes.
 template <class In, int kPlanes, int kFragM, int kFragB>

@@ -22,7 +22,7 @@ template <class In>
 __device__ __forceinline__ void add_box(unsigned box, int lane, float (&sums)[2]) {
   const unsigned word = box + 4 * lane;
 #pragma unroll
-  for (int row = 0; row < kDepth; ++row) {
+  for (int row = 0; row < kDepth<In>; ++row) {
     // Chunk c of row r lies at chunk c ^ (r % 8): the lanes read all 32 banks.
     float pair[2];
     unpack(ld_shared_u32((word ^ (row % 8) << 4) + row * kRow), static_cast<const In*>(nullptr), pair);
@@ -36,6 +36,7 @@ template <class Config>
 __device__ __forceinline__ void sum_bias_grad(const GemmWgmmaParams& p, const Ring<Config>& ring,
                                               Scheduler<Config> scheduler, int box, int lane) {
   static_assert(Config::kMajorA == Major::MN && !Config::kSwapped, "rows of dy lie along M of A");
+  static_assert(Config::kPlanes == 1, "the sum of dy's planes is not that of dy");
   auto* db = static_cast<typename Config::Db*>(p.db);
   RingPlace<Config::kStages> place;
   WorkItem work;
@@ -50,7 +51,7 @@ __device__ __forceinline__ void sum_bias_grad(const GemmWgmmaParams& p, const Ri
     for (int begin = work.k_begin; begin < work.k_end; begin += Config::kSegment) {
       const int end = min(begin + Config::kSegment, work.k_end);
       float sums[2] = {};
-      for (int k = begin; k < end; k += kDepth) {
+      for (int k = begin; k < end; k += kDepth<typename Config::In>) {
         mbarrier_wait<false>(ring.full(place.slot), place.parity);
         if (summed) add_box<typename Config::In>(ring.a(place.slot) + box * kBox, lane, sums);
         ring.release_warp(place.slot, lane);

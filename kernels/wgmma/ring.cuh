@@ -12,10 +12,10 @@
 
 template <class Config>
 struct Ring {
-  using TileA = WgmmaTile<Config::kMajorA, Config::kBlockM, 1>;
-  using TileB = WgmmaTile<Config::kMajorB, Config::kBlockN, Config::kCluster>;
+  using TileA = WgmmaTile<typename Config::In, Config::kMajorA, Config::kBlockM, 1>;
+  using TileB = WgmmaTile<typename Config::In, Config::kMajorB, Config::kBlockN, Config::kCluster>;
   static constexpr int kStages = Config::kStages;
-  static constexpr int kSlotBytes = TileA::kBytes + TileB::kBytes;
+  static constexpr int kSlotBytes = Config::kPlanes * (TileA::kBytes + TileB::kBytes);
   static constexpr int kBytes = kStages * kSlotBytes;
   static constexpr int kBarrierBytes = kStages * 16;
   static constexpr int kBiasGradWarps = Config::kBiasGrad ? Config::kBlockM / 64 : 0;
@@ -24,8 +24,9 @@ struct Ring {
   unsigned tiles, barriers;  // shared addresses
   int rank;                  // in the cluster
 
+  // A slot holds the k-tile of A, one plane after the other, then that of B.
   __device__ __forceinline__ unsigned a(int slot) const { return tiles + slot * kSlotBytes; }
-  __device__ __forceinline__ unsigned b(int slot) const { return a(slot) + TileA::kBytes; }
+  __device__ __forceinline__ unsigned b(int slot) const { return a(slot) + Config::kPlanes * TileA::kBytes; }
   __device__ __forceinline__ unsigned full(int slot) const { return barriers + 16 * slot; }
   __device__ __forceinline__ unsigned empty(int slot) const { return barriers + 16 * slot + 8; }
 

@@ -1,12 +1,12 @@
 // How one operand's k-tile lies in shared memory: what TMA writes there and what wgmma's descriptor says of it.
 //
-// A k-tile is kDepth = 64 elements deep, which are 128 bytes: one row of the 128-byte swizzle. TMA stores the
+// A k-tile is 128 bytes deep, one row of the 128-byte swizzle: 64 elements of 16 bits, 32 of float32. TMA stores the
 // 16-byte chunk c of row r of a box at chunk c ^ (r % 8), so that neither TMA's writes nor wgmma's reads, which
 // go down a column of chunks, ever meet in a bank. wgmma undoes it: the swizzle is a field of the descriptor.
 //
-//   K-major    one box: kExtent rows of M or N, each 64 elements of K. wgmma sees groups of 8 rows, 1024 bytes
-//              apart. The next 16 of K are 32 bytes further.
-//   MN-major   boxes of 64 elements of M or N: 64 rows of K, 128 bytes each. wgmma sees groups of 8 rows, 1024
+//   K-major    one box: kExtent rows of M or N, each 128 bytes of K. wgmma sees groups of 8 rows, 1024 bytes
+//              apart. The next step of K (16 elements; 8 of float32) is 32 bytes further.
+//   MN-major   16 bits only: boxes of 64 elements of M or N: 64 rows of K, 128 bytes each. wgmma sees groups of 8 rows, 1024
 //              bytes apart along K, and boxes 8192 bytes apart along M or N. The next 16 of K are 2048 bytes
 //              further. The instruction's transpose bit says that it is so: no copy is ever transposed.
 //
@@ -17,17 +17,22 @@
 #include "common/layout.cuh"
 #include "common/ptx_sm90.cuh"
 
-constexpr int kDepth = 64;           // elements of K in a k-tile
-constexpr int kRow = 128;            // bytes of a swizzled row
-constexpr int kGroup = 8 * kRow;     // bytes of the eight rows after which the swizzle repeats
-constexpr int kBox = kDepth * kRow;  // bytes of an MN-major box
+constexpr int kRow = 128;         // bytes of a swizzled row
+constexpr int kGroup = 8 * kRow;  // bytes of the eight rows after which the swizzle repeats
+constexpr int kBox = 64 * kRow;   // bytes of 64 rows: of an MN-major box, of a consumer's rows of A
 
-template <Major kMajor, int kExtent, int kParts>
+template <class In>
+constexpr int kDepth = kRow / static_cast<int>(sizeof(In));  // elements of K in a k-tile
+constexpr int kSteps = kRow / 32;                            // instructions along K in it
+
+template <class In, Major kMajor, int kExtent, int kParts>
 struct WgmmaTile {
   static constexpr int kBytes = kExtent * kRow;
   static constexpr int kTrans = kMajor == Major::MN;
-  // What the descriptor's address field, which counts 16 bytes, advances for the next 16 of K.
+  // What the descriptor's address field, which counts 16 bytes, advances for the next step of K and the next plane.
   static constexpr int kStep = (kMajor == Major::K ? 32 : 16 * kRow) / 16;
+  static constexpr int kPlane = kBytes / 16;
+  static_assert(kMajor == Major::K || sizeof(In) == 2, "wgmma transposes 16-bit elements only");
   static_assert(kMajor == Major::K || kExtent % 64 == 0, "MN-major tiles are made of boxes of 64");
   static_assert(kExtent % (8 * kParts) == 0, "a part holds whole groups of eight rows");
 
@@ -38,7 +43,7 @@ struct WgmmaTile {
       constexpr int kRows = kExtent / kParts;
       copy(smem + part * kRows * kRow, k, mn + part * kRows);
     } else {
-      constexpr int kRows = kDepth / kParts;
+      constexpr int kRows = kDepth<In> / kParts;
 #pragma unroll
       for (int i = 0; i < kExtent / 64; ++i) {
         copy(smem + i * kBox + part * kRows * kRow, mn + 64 * i, k + part * kRows);
