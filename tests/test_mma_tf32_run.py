@@ -43,7 +43,7 @@ def test_tf32_integers_are_exact_in_all_majors_on_every_arch(arch: str) -> None:
             ints(out, inner, dtype=F32, seed=1),
             ints(tokens, out, dtype=F32, seed=2),
         )
-        with gl.host_backend("emulator", arch=arch), gemm.planning(Options(segment=32)):
+        with gl.host_backend("emulator", arch=arch), gemm.planning(Options(family="gemm_mma", segment=32)):
             y = (f8(x) @ f8(w).T).astype(F32)
             testing.assert_same_bits(gl.linear(x, w, precision="tf32"), y)
             testing.assert_same_bits(gl.linear(np.ascontiguousarray(x.T).T, w, precision="tf32"), y)
@@ -68,10 +68,10 @@ def test_the_chain_of_tf32_is_the_contract(arch: str) -> None:
         chain = tensorcore.multiply_add(a, b.T, np.zeros((20, 24), F32), "tf32", arch)
         total = chain if total is None else total + chain
     with gl.host_backend("emulator", arch=arch):
-        with gemm.planning(Options(segment=32)):
+        with gemm.planning(Options(family="gemm_mma", segment=32)):
             testing.assert_same_bits(gl.linear(x, w, precision="tf32"), total)
             testing.assert_same_bits(gl.linear(np.asfortranarray(x), np.asfortranarray(w), precision="tf32"), total)
-        with gemm.planning(Options(segment=32, splits=3, tile="128x128x16/64x64")):
+        with gemm.planning(Options(family="gemm_mma", segment=32, splits=3, tile="128x128x16/64x64")):
             testing.assert_same_bits(gl.linear(x, w, precision="tf32"), total)
 
 

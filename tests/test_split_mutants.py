@@ -56,7 +56,7 @@ def products(precision: str) -> Pairs:
     t = PLANE_TILES[-1]
     name = f"{t.block_m}x{t.block_n}x{DEPTH[precision]}/{t.warp_m}x{t.warp_n}"
     results = []
-    with gemm.planning(Options(tile=name, segment=S)):
+    with gemm.planning(Options(family="gemm_mma", tile=name, segment=S)):
         x, w = testing.normal((66, 2 * S + 106), "float32", 0), testing.normal((67, 2 * S + 106), "float32", 1)
         got = gl.linear(x, w, precision=precision)
         results.append((got, split_gemm(x, w.T, precision, "sm_90a", segment=S, promote=PROMOTE)))
@@ -74,7 +74,8 @@ def tf32x3() -> Pairs:
     return products("tf32x3")
 
 
-SPLIT, PAIRS, GEMM, TILE = "split_planes.cuh", "gemm_mma/planes.cuh", "gemm_mma.cuh", "gemm_mma/tile.cuh"
+SPLIT, PAIRS, PLANES = "split_planes.cuh", "common/plane_pairs.cuh", "gemm_mma/planes.cuh"
+GEMM, TILE = "gemm_mma.cuh", "gemm_mma/tile.cuh"
 MUTANTS = [
     Mutant("bfloat16 truncated", SPLIT, "(magnitude + 0x7FFFu + ((magnitude >> 16) & 1u)) >> 16", "magnitude >> 16",
            bfloat16_planes),
@@ -104,12 +105,12 @@ MUTANTS = [
     Mutant("rows past the end are written", SPLIT, "row0 + r >= p.rows || ", "", tf32_planes),
     Mutant("a wrong plane of A in tf32x3", PAIRS, "{1, 0, 0}", "{1, 1, 0}", tf32x3),
     Mutant("steps of tf32 overlap", "gemm_mma/fragments.cuh", "(first ^ step << 5)", "(first ^ step << 4)", tf32x3),
-    Mutant("large products first", PAIRS, "int pair = 0; pair < Pairs::kCount; ++pair",
+    Mutant("large products first", PLANES, "int pair = 0; pair < Pairs::kCount; ++pair",
            "int pair = Pairs::kCount - 1; pair >= 0; --pair", bf16x6),
-    Mutant("a pair left out", PAIRS, "int pair = 0; pair <", "int pair = 1; pair <", bf16x6),
+    Mutant("a pair left out", PLANES, "int pair = 0; pair <", "int pair = 1; pair <", bf16x6),
     Mutant("a wrong plane of B", PAIRS, "{0, 1, 2, 0, 1, 0}", "{0, 1, 2, 0, 1, 1}", bf16x6),
-    Mutant("chain not restarted", PAIRS, "acc[i][j][e] = 0;", "", bf16x6),
-    Mutant("promotion truncates", PAIRS, "add_rn(sum[i][j][e], acc[i][j][e])", "__fadd_rz(sum[i][j][e], acc[i][j][e])", bf16x6),
+    Mutant("chain not restarted", PLANES, "acc[i][j][e] = 0;", "", bf16x6),
+    Mutant("promotion truncates", PLANES, "add_rn(sum[i][j][e], acc[i][j][e])", "__fadd_rz(sum[i][j][e], acc[i][j][e])", bf16x6),
     Mutant("chains twice as long", GEMM, "(t + 1) % kTilesPerChain == 0", "(t + 1) % (2 * kTilesPerChain) == 0", bf16x6),
     Mutant("last chain forgotten", GEMM, " || t + 1 == segment_end) promote", ") promote", bf16x6),
     Mutant("no barrier before the planes are read", GEMM,

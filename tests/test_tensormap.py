@@ -41,6 +41,8 @@ WRONG: dict[str, tuple[dict[str, Any], int, str]] = {
     "narrow box": ({"box_cols": 4}, BASE, "a row of its box must be a multiple"),
     "wide box": ({"box_cols": 72}, BASE, "fit the swizzle"),
     "dtype": ({"dtype": "float64"}, BASE, "float16 or float32 or bfloat16, got float64"),
+    "no planes": ({"planes": 0}, BASE, "1 to 2\\^32 planes"),
+    "huge planes": ({"planes": 2, "rows": 1 << 32, "pitch": 256}, BASE, "less than 2\\^40 bytes"),
 }
 
 
@@ -59,6 +61,16 @@ def test_what_passes_here_passes_the_emulators_rules() -> None:
         assert found.type == "bf16" and not found.nan_fill
     wide = model.decode(model.encode_tiled(*replace(SPEC, dtype="float32", pitch=288, box_cols=32).arguments(BASE)))
     assert wide is not None and wide.type == "f32" and wide.box_shape == (128, 128)
+
+
+def test_planes_are_a_third_dimension() -> None:
+    spec = replace(SPEC, planes=3)
+    found = model.decode(model.encode_tiled(*spec.arguments(BASE)))
+    assert found is not None and found.dims == (70, 100, 3) and found.box == (64, 128, 1)
+    assert found.strides == (144, 100 * 144)
+    floats = replace(spec, dtype="float32", pitch=288, box_cols=32)
+    found = model.decode(model.encode_tiled(*floats.arguments(BASE)))
+    assert found is not None and found.type == "f32" and found.box_bytes == 128 * 128
 
 
 def test_what_can_be_addressed_in_place() -> None:

@@ -10,10 +10,11 @@ from dataclasses import replace
 import pytest
 
 from gpulinear.compile import Artifact, compile_kernel
-from gpulinear.config import SEGMENT, WGMMA_TILES, GemmWgmmaConfig
-from gpulinear.configs.wgmma import WgmmaTile
+from gpulinear.config import SEGMENT, SPLITS, WGMMA_TILES, GemmWgmmaConfig, candidates
+from gpulinear.configs.wgmma import PLANE_TILES, WgmmaTile
 from gpulinear.device import DeviceSpec
 from gpulinear.measure.sass import disassemble, hot_loop
+from gpulinear.problem import Gemm, Matrix
 from gpulinear.source import entry_name, render
 
 from .test_kernels_compile import check_modelled
@@ -103,6 +104,60 @@ def test_the_main_loop_is_wgmma_after_wgmma(tile: WgmmaTile, layout: str, segmen
     }, loop.mix
     registers = {int(number) for number in re.findall(r"\bR([0-9]+)\b", code)}
     assert max(registers) < (232 if config.consumers == 2 else 255)
+
+
+def over_planes(tile: WgmmaTile, precision: str, layout: str, segments: int) -> GemmWgmmaConfig:
+    """The variant of a tile over the planes of a precision, as it is launched."""
+    dtype, (k_major_a, k_major_b) = SPLITS[precision].dtype, MAJORS[layout]
+    a = Matrix("a", 256, 256, *((256, 1) if k_major_a else (1, 256)), dtype)
+    b = Matrix("b", 256, 256, *((1, 256) if k_major_b else (256, 1)), dtype)
+    gemm = Gemm("linear", a, b, Matrix("d", 256, 256, 256, 1, "float32"), precision)
+    for config, refused in candidates(gemm, SPEC):
+        if refused is None and config.tile == tile.name_at(config.block_k):
+            assert isinstance(config, GemmWgmmaConfig)
+            return config.for_work(segments, 1, SPEC)
+    raise AssertionError(f"no {tile.name} over {precision} {layout}")
+
+
+# Every tile in one layout, those with the most registers in each; of tf32 what has the most, everything where it is asked for.
+CHOSEN_PLANES = [
+    (tile, precision, layout, segments)
+    for precision, tiles in (("bf16x6", PLANE_TILES), ("tf32x3", PLANE_TILES), ("tf32", WGMMA_TILES))
+    for index, tile in enumerate(tiles)
+    for layout, segments in itertools.product(MAJORS if precision == "bf16x6" else ("NT",), (1, 2))
+    if not (layout in ("TN", "TT", "NN") and tile.swapped)
+    if EVERYTHING
+    or (segments == 2 and index < {"bf16x6": 6, "tf32x3": 1, "tf32": 3}[precision] and (layout == "NT" or index == 0))
+]
+
+
+@pytest.mark.parametrize(
+    ("tile", "precision", "layout", "segments"),
+    CHOSEN_PLANES,
+    ids=lambda v: v.name if isinstance(v, WgmmaTile) else str(v),
+)
+def test_over_planes_only_the_promotion_stands_between_the_wgmmas(
+    tile: WgmmaTile, precision: str, layout: str, segments: int
+) -> None:
+    config = over_planes(tile, precision, layout, segments)
+    assert config.running_total == (segments > 1) and (config.totals_in_smem == 0 or config.planes == 1)
+    artifact = compiled(config)
+    check_modelled(artifact.ptx, config.family)
+    kind = "k16.f32.bf16.bf16" if precision == "bf16x6" else "k8.f32.tf32.tf32"
+    assert f"wgmma.mma_async.sync.aligned.m64n{config.cols}{kind}" in artifact.ptx
+    code = disassemble(artifact.cubin_path)
+    loop = hot_loop(code, "HGMMA")
+    assert loop is not None
+    count = loop.mix["HGMMA"]
+    assert count % (4 * config.pairs) == 0, "a k-tile is four steps of all pairs"
+    # A chain of one k-tile is promoted in the loop, once; longer ones behind it.
+    promoted = config.cols // 2 if config.promote == config.block_k else 0
+    assert loop.mix["FADD"] == promoted
+    assert loop.instructions <= 16 * count + promoted, loop.mix
+    assert not {name.partition(".")[0] for name in loop.mix} & {"LDL", "STL", "LDS", "STS", "LDG", "STG", "FMUL"}, (
+        loop.mix
+    )
+    assert max(int(number) for number in re.findall(r"\bR([0-9]+)\b", code)) < (232 if config.consumers == 2 else 255)
 
 
 def test_registers_go_from_the_producer_to_the_consumers() -> None:

@@ -219,9 +219,10 @@ MUTANTS = [
     Mutant("second box is the first", TILE, "mn + 64 * i,", "mn,", other_majors),
     Mutant("both consumers read the same rows of A", LOOP, "consumer * kBox", "0 * kBox", two_consumers),
     # sums
-    Mutant("a segment's first step accumulates", LOOP, "step > 0 ? 1 : t)", "1)", ring),
-    Mutant("every k-tile starts anew", LOOP, "step > 0 ? 1 : t)", "step)", ring),
-    Mutant("a k-tile too few", MAIN, "Config::kSegment) + kDepth - 1) / kDepth", "Config::kSegment)) / kDepth", ring),
+    Mutant("a segment's first step accumulates", LOOP, "step + pair > 0 ? 1 : t)", "1)", ring),
+    Mutant("every k-tile starts anew", LOOP, "step + pair > 0 ? 1 : t)", "step)", ring),
+    Mutant("a k-tile too few", MAIN, "Config::kSegment) + kTileDepth - 1) / kTileDepth",
+           "Config::kSegment)) / kTileDepth", ring),
     Mutant("total is not added to", MAIN, "total.add_to(acc);", "", ring),
     Mutant("total of the segment before is lost", MAIN, "total.keep(acc);",
            "if (k == work.k_begin + Config::kSegment) total.keep(acc);", ring),
