@@ -17,6 +17,7 @@ from gpulinear.plan import Plan
 from gpulinear.planes import kept_bytes, plane_views
 
 from .fake_cupy import FakeCupy, fake_cupy, ndarray  # noqa: F401 - the fixture
+from .test_tensormap import FakeDriver, driver  # noqa: F401 - the fixture
 
 Array = np.ndarray[Any, Any]
 PRECISIONS = ("bf16x6", "tf32x3")
@@ -168,7 +169,11 @@ def test_what_is_refused_says_so() -> None:
         gl.linear(x, kept, out=kept.buffer[: 5 * 7].reshape(5, 7))
 
 
-def test_a_warm_call_is_not_planned_again(fake_cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_warm_call_is_not_planned_again(
+    fake_cupy: FakeCupy,  # noqa: F811
+    driver: FakeDriver,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     x, w, dy = (ndarray(a) for a in layer())
     kept = gl.split(w, "bf16x6")
 

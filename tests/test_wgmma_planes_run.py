@@ -284,11 +284,11 @@ def test_splits_of_k_and_numbers_of_sms_give_the_same_bits(precision: str) -> No
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_micro_batches_accumulate_to_the_same_bits(precision: str) -> None:  # D6
-    x, _, dy = arrays(2 * S + 10, 5, 6)
-    whole, parts = np.zeros((5, 6), F32), np.zeros((5, 6), F32)
+    x, _, dy = arrays(2 * S + 10, 5, 8)
+    whole, parts = np.zeros((5, 8), F32), np.zeros((5, 8), F32)
     with wgmma(precision):
         gl.wgrad(dy, x, out=whole, accumulate=True, precision=precision)
-        testing.assert_same_bits(whole, order(dy.T, x, precision, start=np.zeros((5, 6), F32)))
+        testing.assert_same_bits(whole, order(dy.T, x, precision, start=np.zeros((5, 8), F32)))
         for start in range(0, len(x), S):
             part = slice(start, start + S)
             gl.wgrad(dy[part], x[part], out=parts, accumulate=True, precision=precision)
