@@ -299,7 +299,8 @@ MUTANTS = [
     Mutant("slab of a transposed tile", PUT, "Config::kSwapped ? p.m : p.n", "p.n", swapped),
     Mutant("transposed store by rows", PUT, "base) + col * ld + row)", "base) + row * ld + col)", swapped),
     # db
-    Mutant("rows of db in descending order", SUMS, "row = 0; row < kDepth; ++row", "row = kDepth - 1; row >= 0; --row", bias_grad),
+    Mutant("rows of db in descending order", SUMS, "row = 0; row < kDepth<In>; ++row",
+           "row = kDepth<In> - 1; row >= 0; --row", bias_grad),
     Mutant("db reads slots that are not full", SUMS,
            "mbarrier_wait<false>(ring.full(place.slot), place.parity);\n        if", "if", bias_grad),
     Mutant("slots that db has read are not released", SUMS, f"sums);\n        {RELEASE}", "sums);", bias_grad),

@@ -315,6 +315,8 @@ def test_epilogue_and_backward(precision: str) -> None:
         testing.assert_same_bits(preact, order(x, w.T, precision) + bias)
         testing.assert_same_bits(y, gl.linear(x, w, bias, activation="gelu", precision=precision))
         grads = gl.linear_backward(dy, x, w, activation="relu", preact=preact, precision=precision)
+        apart = gl.linear_backward(dy, x, w, needs=("dw", "db"), precision=precision)
+    testing.assert_same_bits(apart.db, gl.bgrad(dy), what="db is the sum of dy, not of its planes")
     dz = np.where(preact > 0, dy, np.float32(0))
     testing.assert_same_bits(grads.dx, order(dz, w, precision))
     testing.assert_same_bits(grads.dw, order(dz.T, x, precision))
