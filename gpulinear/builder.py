@@ -11,7 +11,7 @@ from .cost import ceil_div
 from .device import DeviceSpec
 from .errors import BackendError
 from .params import PARAM_BLOCKS
-from .plan import WORKSPACE, Choice, Options, Ref, Step, Value
+from .plan import WORKSPACE, Choice, Joint, Options, Ref, Step, Value
 from .problem import ITEMSIZE, Matrix, Vector
 from .views import MAX_COPY_DIMS, contiguous_strides
 
@@ -30,6 +30,7 @@ class Builder:
     top: int = 0
     reads: list[str] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
+    joint: Joint | None = None
     splits: dict[tuple[str, Matrix], Matrix] = field(
         default_factory=dict
     )  # planes by precision and operand (splits.py)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .configs.base import PROMOTE, SEGMENT, GemmConfig, segment_of, vector_bytes
+from .configs.joint import JointConfig
 from .configs.mma import FLOAT64_CORES, MMA_TILES, GemmMmaConfig
 from .configs.simt import SIMT_TILES, GemmSimtConfig
 from .configs.small import ActGradConfig, ColumnSumConfig, OrderedReduceConfig, StridedCopyConfig
@@ -35,6 +36,7 @@ __all__ = [
     "GemmMmaConfig",
     "GemmSimtConfig",
     "GemmWgmmaConfig",
+    "JointConfig",
     "OrderedReduceConfig",
     "SplitPlanesConfig",
     "StridedCopyConfig",
@@ -47,7 +49,15 @@ __all__ = [
 # Version of the numbers: raised when a change of kernel or order of reduction changes a result bit.
 NUMERICS_VERSION = 3
 
-Config = GemmConfig | ColumnSumConfig | ActGradConfig | OrderedReduceConfig | SplitPlanesConfig | StridedCopyConfig
+Config = (
+    GemmConfig
+    | JointConfig
+    | ColumnSumConfig
+    | ActGradConfig
+    | OrderedReduceConfig
+    | SplitPlanesConfig
+    | StridedCopyConfig
+)
 
 FAMILIES: dict[str, type[GemmConfig]] = {
     config.family: config for config in (GemmSimtConfig, GemmMmaConfig, GemmWgmmaConfig)

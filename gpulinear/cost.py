@@ -6,6 +6,7 @@ How fast the main loop of a variant is, is said by its family (``GemmConfig.macs
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from .config import GemmConfig
@@ -25,6 +26,32 @@ class Cost:
     memory: float
     waves: float
     blocks_per_sm: int
+
+
+def seconds_per_block(cost: Cost) -> float:
+    """Predicted seconds of one block, or item of a persistent grid, on an SM."""
+    return cost.compute / math.ceil(cost.waves)
+
+
+def predict_apart(first: Cost, second: Cost) -> float:
+    """Predicted seconds of two GEMMs, one launch after the other."""
+    return first.seconds + second.seconds + _LAUNCH_SECONDS
+
+
+def predict_pair(first: Cost, second: Cost, num_sms: int) -> Cost:
+    """Predict two GEMMs in one launch, whose blocks are dealt out to the SMs in turn, those of ``first`` first."""
+    blocks = round(first.waves * num_sms)
+    together = blocks + round(second.waves * num_sms)
+
+    def load(sm: int) -> float:
+        of_first, of_both = ceil_div(blocks - sm, num_sms), ceil_div(together - sm, num_sms)
+        return of_first * seconds_per_block(first) + (of_both - of_first) * seconds_per_block(second)
+
+    # The fullest SM is the first of those with a block more of ``first``, or the first of those without.
+    compute, memory = max(load(0), load(blocks % num_sms)), first.memory + second.memory
+    passes = sum(cost.seconds - max(cost.compute, cost.memory) for cost in (first, second))  # of split-K
+    resident = min(first.blocks_per_sm, second.blocks_per_sm)
+    return Cost(max(compute, memory) + passes, compute, memory, first.waves + second.waves, resident)
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .compile import Artifact, compile_kernel
-from .params import PARAM_BLOCKS
+from .params import PARAM_BLOCKS, ParamBlock
 from .plan import WORKSPACE, MapRef, Plan, Ref, Step, Value
 from .source import entry_name, render
 from .tensormap import MAP_BYTES, TensorMaps, TensorMapSpec
@@ -22,22 +22,21 @@ Slot = tuple[int, int] | None
 
 
 @dataclass(frozen=True)
-class ParamTemplate:
-    """A parameter block with its leading tensor maps and pointers left open. A map is None where nothing reads it."""
+class _Part:
+    """The parameters of one problem, with the leading tensor maps and pointers left open. A map is None where nothing
+    reads it."""
 
     map_slots: tuple[tuple[Slot, TensorMapSpec] | None, ...]
     maps: TensorMaps | None
     slots: tuple[Slot, ...]
     pack_pointers: Callable[..., bytes]
     tail: bytes
-    dtype: np.dtype[Any]
 
-    def fill(self, pointers: Sequence[int]) -> np.ndarray[Any, Any]:
-        """A new one-element array holding the block: a launch may release the GIL, so a shared block would race."""
+    def fill(self, pointers: Sequence[int]) -> bytes:
         head = self.pack_pointers(*[0 if s is None else pointers[s[0]] + s[1] for s in self.slots])
         if self.map_slots:
             head = b"".join([self._map(pointers, entry) for entry in self.map_slots]) + head
-        return np.frombuffer(head + self.tail, self.dtype)
+        return head + self.tail
 
     def _map(self, pointers: Sequence[int], entry: tuple[Slot, TensorMapSpec] | None) -> bytes:
         if entry is None:
@@ -47,23 +46,46 @@ class ParamTemplate:
         return self.maps.get(spec, pointers[slot[0]] + slot[1])
 
 
+@dataclass(frozen=True)
+class ParamTemplate:
+    """The parameter block of a step: one problem's parameters, or those of two, one after the other."""
+
+    parts: tuple[_Part, ...]
+    dtype: np.dtype[Any]
+
+    def fill(self, pointers: Sequence[int]) -> np.ndarray[Any, Any]:
+        """A new one-element array holding the block: a launch may release the GIL, so a shared block would race."""
+        if len(self.parts) == 1:  # nearly always
+            return np.frombuffer(self.parts[0].fill(pointers), self.dtype)
+        return np.frombuffer(b"".join([part.fill(pointers) for part in self.parts]), self.dtype)
+
+
 def make_template(step: Step, buffers: Sequence[str], maps: TensorMaps | None = None) -> ParamTemplate:
     """Pack everything of a step but its maps and pointers.
 
     ``buffers`` names the pointers that ``fill`` will be given; ``maps`` encodes the tensor maps of steps that have any.
     """
     block = PARAM_BLOCKS[step.family]
+    parts, start = [], 0
+    for part in block.parts:
+        end = start + sum(count for _, _, count in part.fields)
+        parts.append(_make_part(part, step.values[start:end], buffers, maps))
+        start = end
+    return ParamTemplate(tuple(parts), np.dtype(f"V{block.size}"))
+
+
+def _make_part(block: ParamBlock, values: Sequence[Value], buffers: Sequence[str], maps: TensorMaps | None) -> _Part:
     first, count = block.map_count, block.map_count + block.pointer_count
 
     def slot(value: Value) -> Slot:
         return (buffers.index(value.buffer), value.offset) if isinstance(value, Ref) else None
 
-    map_slots = tuple((slot(v.at), v.spec) if isinstance(v, MapRef) else None for v in step.values[:first])
-    slots = tuple(slot(value) for value in step.values[first:count])
-    numbers = [b""] * first + [0] * (count - first) + [int(v) for v in step.values[count:]]  # type: ignore[arg-type]
+    map_slots = tuple((slot(v.at), v.spec) if isinstance(v, MapRef) else None for v in values[:first])
+    slots = tuple(slot(value) for value in values[first:count])
+    numbers = [b""] * first + [0] * (count - first) + [int(v) for v in values[count:]]  # type: ignore[arg-type]
     tail = block.packer.pack(*numbers)[MAP_BYTES * first + 8 * (count - first) :]
     pack = struct.Struct(f"@{count - first}Q").pack
-    return ParamTemplate(map_slots, maps, slots, pack, tail, np.dtype(f"V{block.size}"))
+    return _Part(map_slots, maps, slots, pack, tail)
 
 
 def compile_step(step: Step, arch: str) -> Artifact:

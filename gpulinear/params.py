@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass
 from functools import cached_property
 
+_WHICH = ("first", "second")  # problem of a joint launch
 _FORMAT = {"map": "128s", "ptr": "Q", "i64": "q", "i32": "i"}
 
 
@@ -34,6 +35,11 @@ class ParamBlock:
     def size(self) -> int:
         """Bytes, rounded up to 8, or to 64 where there are maps, as the compiler does."""
         return self.packer.size
+
+    @property
+    def parts(self) -> tuple[ParamBlock, ...]:
+        """The blocks that it consists of: itself."""
+        return (self,)
 
     @cached_property
     def offsets(self) -> tuple[tuple[str, int], ...]:
@@ -63,6 +69,46 @@ class ParamBlock:
         return count
 
 
+@dataclass(frozen=True)
+class JointBlock:
+    """The block of a launch for two problems: ``part`` twice, one after the other (``JointParams`` in params.cuh)."""
+
+    part: ParamBlock
+
+    @property
+    def parts(self) -> tuple[ParamBlock, ...]:
+        """The block of each problem."""
+        return (self.part, self.part)
+
+    @property
+    def struct_name(self) -> str:
+        """Its C++ type."""
+        return f"JointParams<{self.part.struct_name}>"
+
+    @cached_property
+    def fields(self) -> tuple[tuple[str, str, int], ...]:
+        """(field, kind, count) in order, as in ``second.ldd``."""
+        return tuple((f"{which}.{name}", kind, count) for which in _WHICH for name, kind, count in self.part.fields)
+
+    @cached_property
+    def packer(self) -> struct.Struct:
+        """Packs one value per element, in field order."""
+        return struct.Struct("@" + 2 * self.part.packer.format.removeprefix("@"))
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.packer.size
+
+    @cached_property
+    def offsets(self) -> tuple[tuple[str, int], ...]:
+        """(field, byte offset) in order."""
+        starts = zip(_WHICH, (0, self.part.size), strict=True)
+        return tuple(
+            (f"{which}.{name}", start + offset) for which, start in starts for name, offset in self.part.offsets
+        )
+
+
 def _block(struct_name: str, **groups: str) -> ParamBlock:
     fields: list[tuple[str, str, int]] = []
     for kind, names in groups.items():
@@ -79,7 +125,7 @@ _GEMM = _block(
     i32="m n k activation accumulate splits segments_per_split tiles_m tiles_n group",
 )
 
-PARAM_BLOCKS: dict[str, ParamBlock] = {
+_SINGLE: dict[str, ParamBlock] = {
     "gemm_simt": _GEMM,
     "gemm_mma": _GEMM,
     "gemm_wgmma": _block(
@@ -119,4 +165,10 @@ PARAM_BLOCKS: dict[str, ParamBlock] = {
         i64="shape:16 src_stride:16 dst_stride:16",
         i32="ndim reserved",
     ),
+}
+
+# By family. Of a matrix product also the block of two of them in one launch.
+PARAM_BLOCKS: dict[str, ParamBlock | JointBlock] = {
+    **_SINGLE,
+    **{f"joint_{family}": JointBlock(block) for family, block in _SINGLE.items() if family.startswith("gemm_")},
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .config import Config, GemmConfig
+from .config import Config, GemmConfig, JointConfig
 from .cost import Cost
 from .tensormap import TensorMapSpec
 
@@ -17,7 +17,8 @@ class Options:
 
     ``family``, ``tile`` and ``splits`` force the planner's choice, for tests and benches; ``tuned`` False leaves it to
     the cost model, whatever tables hold. A result bit never depends on them, but for ``family`` and ``segment``, which
-    is the length of a segment of K in place of the family's own.
+    is the length of a segment of K in place of the family's own. ``joint``: dgrad and wgrad in one launch always (True,
+    an error where they cannot), never (False), or where a gain is predicted (None).
     """
 
     num_sms: int | None = None
@@ -27,6 +28,7 @@ class Options:
     splits: int | None = None
     segment: int | None = None
     tuned: bool = True
+    joint: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,24 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Joint:
+    """What the planner made of dgrad and wgrad in one launch: how, and its predicted cost; or why they get two."""
+
+    choices: tuple[Choice, Choice] | None  # dgrad's and wgrad's; None where no two variants can share a launch
+    wgrad_first: bool  # its blocks run longer
+    config: JointConfig | None
+    cost: Cost | None
+    apart: float  # predicted seconds of two launches
+    refused: str | None
+
+    def __str__(self) -> str:
+        text = "dgrad and wgrad in one launch"
+        if self.config is not None and self.cost is not None:
+            text += f", {self.config.tile}: {self.cost.seconds * 1e6:.1f} us against {self.apart * 1e6:.1f} us in two"
+        return text + (f": {self.refused}" if self.refused else "")
+
+
+@dataclass(frozen=True)
 class Plan:
     """Steps over named buffers, in stream order, and the reasons for them."""
 
@@ -93,6 +113,7 @@ class Plan:
     workspace_bytes: int
     reads: tuple[str, ...]  # one sentence per operand: read in place or copied
     choices: tuple[Choice, ...] = field(default=(), compare=False)
+    joint: Joint | None = field(default=None, compare=False)  # None: there is no such pair
 
     def __str__(self) -> str:
         lines = [f"{self.op} on {self.arch}: {len(self.steps)} kernel launch(es), {self.workspace_bytes} B workspace"]
@@ -108,4 +129,6 @@ class Plan:
             verdict = choice.refused or (f"{choice.cost.seconds * 1e6:.1f} us" if choice.cost else "")
             tuned = f", tuned: {choice.tuned}" if choice.tuned else ""
             lines.append(f"    {choice.config.tile:<18} splits {choice.splits:<3} {verdict}{tuned}")
+        if self.joint is not None:
+            lines.append(f"  {self.joint} (predicted, not measured)")
         return "\n".join(lines)

@@ -23,7 +23,8 @@ from .config import (
 from .cost import ceil_div, predict
 from .device import DeviceSpec
 from .errors import BackendError
-from .plan import Choice, Options, Plan, Ref
+from .joint import decide, merge
+from .plan import Choice, Joint, Options, Plan, Ref
 from .problem import (
     ACTIVATION_CODES,
     ITEMSIZE,
@@ -115,7 +116,7 @@ def _seconds(choice: Choice) -> float:
     return math.inf if choice.cost is None else choice.cost.seconds
 
 
-def _choose(builder: Builder, gemm: Gemm) -> tuple[GemmConfig, int]:
+def _choose(builder: Builder, gemm: Gemm) -> Choice:
     """The variant and the number of K splits that were measured to be the fastest, else those with the least predicted
     time. Neither may change a bit."""
     found: dict[GemmConfig, Choice] = {}
@@ -127,7 +128,7 @@ def _choose(builder: Builder, gemm: Gemm) -> tuple[GemmConfig, int]:
         raise BackendError(f"no kernel can run this {gemm.op} on {builder.spec.arch}: {reasons}")
     best = _tuned(builder, gemm, legal) or min(found.values(), key=_seconds)
     builder.choices += (found | {best.config: best}).values()
-    return best.config, best.splits
+    return best
 
 
 def _finish_values(gemm: Gemm, d: Matrix, preact: Matrix | None) -> dict[str, Any]:
@@ -206,7 +207,8 @@ def _sum_apart(builder: Builder, gemm: Gemm, why: str) -> Gemm:
     return replace(gemm, db=None)
 
 
-def _plan_gemm(builder: Builder, gemm: Gemm) -> None:
+def _plan_gemm(builder: Builder, gemm: Gemm, choice: Choice | None = None) -> None:
+    """The steps of a GEMM, by its best variant where no other ``choice`` was made."""
     if 0 in (gemm.m, gemm.n, gemm.k):
         gemm = _sum_apart(builder, gemm, "there is nothing to multiply")
     if gemm.m == 0 or gemm.n == 0 or (gemm.k == 0 and gemm.accumulate):
@@ -219,7 +221,8 @@ def _plan_gemm(builder: Builder, gemm: Gemm) -> None:
     else:
         ready = replace(as_read(builder, gemm), d=d, preact=preact)
         a, b = ready.a, ready.b
-        config, splits = _choose(builder, ready)
+        choice = choice or _choose(builder, ready)
+        config, splits = choice.config, choice.splits
         acc = accumulator_dtype(gemm.dtype)
         segments = ceil_div(gemm.k, config.segment)
         config = config.for_work(segments, splits, builder.spec)
@@ -257,6 +260,40 @@ def _plan_gemm(builder: Builder, gemm: Gemm) -> None:
     scatter(builder, d, d_final)
     if preact is not None:
         scatter(builder, preact, preact_final)
+
+
+def _joint(builder: Builder, dgrad: Gemm, wgrad: Gemm) -> Joint | None:
+    """How both gradients of a layer would share a launch; None where they are not to, or one has nothing to multiply."""
+    wanted = builder.options.joint
+    if wanted is False or any(0 in (gemm.m, gemm.n, gemm.k) for gemm in (dgrad, wgrad)):
+        return None
+    # On trial: which operands are copied, and thus which variants are legal, is known when all of it is planned.
+    trial = Builder(builder.spec, builder.options)
+    one, other = (replace(as_read(trial, gemm), d=writable(trial, gemm.d)[0]) for gemm in (dgrad, wgrad))
+    apart = (_choose(trial, one), _choose(trial, other))
+    everything = (list(considered(trial, one)), list(considered(trial, other)))
+    joint = decide((one, other), everything, apart, builder.spec, builder.num_sms, wanted)
+    if joint.refused is None:
+        builder.choices += trial.choices
+    elif wanted:
+        raise BackendError(f"{joint}; leave Options.joint to the planner")
+    return joint
+
+
+def _plan_pair(builder: Builder, dgrad: Gemm, wgrad: Gemm) -> None:
+    """Both gradients of a layer in one launch, where that is predicted to be faster, else in two. The bits are the same."""
+    joint = builder.joint = _joint(builder, dgrad, wgrad)
+    if joint is None or joint.choices is None or joint.refused is not None:
+        _plan_gemm(builder, dgrad)
+        _plan_gemm(builder, wgrad)
+        return
+    before = len(builder.steps)
+    _plan_gemm(builder, dgrad, joint.choices[0])
+    between = len(builder.steps)
+    _plan_gemm(builder, wgrad, joint.choices[1])
+    of_dgrad, of_wgrad = builder.steps[before:between], builder.steps[between:]
+    first, second = (of_wgrad, of_dgrad) if joint.wgrad_first else (of_dgrad, of_wgrad)
+    builder.steps[before:] = merge(first, second, builder.num_sms)
 
 
 # ---- column sums and activation gradients ------------------------------------------------------
@@ -377,9 +414,14 @@ def make_plan(
     """
     builder = Builder(spec, options)
     placed = {name: placed_name(builder.alloc(nbytes)) for name, nbytes in temporaries}
-    for problem in problems:
-        problem = _place(problem, placed)
-        if isinstance(problem, Gemm):
+    waiting = [_place(problem, placed) for problem in problems]
+    while waiting:
+        problem = waiting.pop(0)
+        following = waiting[0] if waiting else None
+        if isinstance(problem, Gemm) and isinstance(following, Gemm):  # dgrad and wgrad of one layer
+            _plan_pair(builder, problem, following)
+            waiting.pop(0)
+        elif isinstance(problem, Gemm):
             _plan_gemm(builder, problem)
         elif isinstance(problem, ColumnSum):
             _plan_column_sum(builder, problem)
@@ -388,7 +430,7 @@ def make_plan(
         else:
             _plan_act_grad(builder, problem)
     reads = tuple(dict.fromkeys(builder.reads))
-    return Plan(op, spec.arch, tuple(builder.steps), builder.top, reads, tuple(builder.choices))
+    return Plan(op, spec.arch, tuple(builder.steps), builder.top, reads, tuple(builder.choices), builder.joint)
 
 
 def _place(problem: Problem, placed: dict[str, str]) -> Problem:

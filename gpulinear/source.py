@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from .config import Config, GemmConfig
+from .config import Config, GemmConfig, JointConfig
 from .params import PARAM_BLOCKS
 
 # Header of each family; the header defines a __device__ template of the family's own name.
@@ -12,6 +12,9 @@ HEADERS = {
     "gemm_simt": "gemm_simt.cuh",
     "gemm_mma": "gemm_mma.cuh",
     "gemm_wgmma": "gemm_wgmma.cuh",
+    "joint_gemm_simt": "joint_simt.cuh",
+    "joint_gemm_mma": "joint_mma.cuh",
+    "joint_gemm_wgmma": "joint_wgmma.cuh",
     "column_sum": "bias_grad.cuh",
     "act_grad": "act_grad.cuh",
     "ordered_reduce": "ordered_reduce.cuh",
@@ -25,18 +28,28 @@ def entry_name(family: str) -> str:
     return f"gpulinear_{family}"
 
 
+def _struct(name: str, members: dict[str, str]) -> list[str]:
+    """A Config struct: types, then constants, whose names start with k."""
+    types, constants = [], []
+    for member, value in members.items():
+        if member[0] == "k":
+            kind = "Major" if value.startswith("Major") else "bool" if value in ("true", "false") else "int"
+            constants.append(f"  static constexpr {kind} {member} = {value};")
+        else:
+            types.append(f"  using {member} = {value};")
+    return [f"struct {name} {{", *types, *constants, "};"]
+
+
 @lru_cache(maxsize=1024)
 def render(config: Config) -> str:
     """The CUDA source of one variant. It asserts that Python and C++ agree on the parameter block and on smem."""
     family = config.family
     block = PARAM_BLOCKS[family]
-    types, constants = [], []
-    for name, value in config.cpp().items():
-        if name[0] == "k":
-            kind = "Major" if value.startswith("Major") else "bool" if value in ("true", "false") else "int"
-            constants.append(f"  static constexpr {kind} {name} = {value};")
-        else:
-            types.append(f"  using {name} = {value};")
+    if isinstance(config, JointConfig):
+        arguments = "First, Second"
+        structs = [*_struct("First", config.first.cpp()), *_struct("Second", config.second.cpp())]
+    else:
+        arguments, structs = "Config", _struct("Config", config.cpp())
     checks = [f'static_assert(sizeof({block.struct_name}) == {block.size}, "params.py and params.cuh differ in size");']
     checks += [
         # Not __builtin_offsetof: NVRTC knows it from 13.5 on, and 13.0 is what drivers of today bring.
@@ -44,23 +57,19 @@ def render(config: Config) -> str:
         for name, offset in block.offsets
     ]
     min_blocks, clusters = 1, ""
-    if isinstance(config, GemmConfig):
+    if isinstance(config, (GemmConfig, JointConfig)):
         min_blocks = config.min_blocks
         if config.blocks_per_cluster > 1:
             clusters = f"__cluster_dims__({config.blocks_per_cluster}, 1, 1) "
-        checks.append(
-            f'static_assert({family}_smem_bytes<Config>() == {config.smem_bytes}, "configs/ and {HEADERS[family]} differ in smem");'
-        )
+        smem = f"{family}_smem_bytes<{arguments}>()"
+        checks.append(f'static_assert({smem} == {config.smem_bytes}, "configs/ and {HEADERS[family]} differ in smem");')
     lines = [
         f'#include "{HEADERS[family]}"',
-        "struct Config {",
-        *types,
-        *constants,
-        "};",
+        *structs,
         *checks,
         f'extern "C" __global__ void {clusters}__launch_bounds__({config.threads}, {min_blocks})',
         f"{entry_name(family)}(const __grid_constant__ {block.struct_name} p) {{",
-        f"  {family}<Config>(p);",
+        f"  {family}<{arguments}>(p);",
         "}",
     ]
     return "\n".join(lines) + "\n"

@@ -52,7 +52,7 @@ __device__ constexpr int gemm_mma_smem_bytes() {
 }
 
 template <class Config>
-__device__ void gemm_mma(const GemmParams& p) {
+__device__ void gemm_mma(const GemmParams& p, unsigned block = blockIdx.x) {
   using In = typename Config::In;
   using Acc = typename Config::Acc;
   constexpr int kBM = Config::kBlockM, kBN = Config::kBlockN, kBK = Config::kBlockK,
@@ -79,7 +79,7 @@ __device__ void gemm_mma(const GemmParams& p) {
   const unsigned ring = shared_address(smem);
   constexpr int kWarpsN = kBN / Config::kWarpN;
 
-  const BlockWork work = block_work<Config>(p);
+  const BlockWork work = block_work<Config>(p, block);
   const int segments = (p.k + Config::kSegment - 1) / Config::kSegment;
   const int first_segment = work.split * p.segments_per_split;
   const int last_segment = min(first_segment + p.segments_per_split, segments);

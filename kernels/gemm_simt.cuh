@@ -170,7 +170,7 @@ __device__ __forceinline__ void finish_segment(const GemmParams& p, const BlockW
 // ---- the kernel ----
 
 template <class Config>
-__device__ void gemm_simt(const GemmParams& p) {
+__device__ void gemm_simt(const GemmParams& p, unsigned block = blockIdx.x) {
   using In = typename Config::In;
   using Acc = typename Config::Acc;
   constexpr int kBM = Config::kBlockM, kBN = Config::kBlockN, kBK = Config::kBlockK,
@@ -190,7 +190,7 @@ __device__ void gemm_simt(const GemmParams& p) {
   const auto stage_a = [&](int s) { return smem + s * (TileA::kElements + TileB::kElements); };
   const auto stage_b = [&](int s) { return stage_a(s) + TileA::kElements; };
 
-  const BlockWork work = block_work<Config>(p);
+  const BlockWork work = block_work<Config>(p, block);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   constexpr int kWarpsN = TileB::kLanes / 8;
   const int lane_m = warp / kWarpsN * 4 + lane / 8, lane_n = warp % kWarpsN * 8 + lane % 8;

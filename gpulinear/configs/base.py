@@ -47,6 +47,7 @@ class GemmConfig(ABC):
 
     family: ClassVar[str]
     as_planes: ClassVar[tuple[str, ...]] = ()  # precisions whose operands it takes as planes (configs/split.py)
+    persistent: ClassVar[bool] = False  # the grid is as large as the chip at most, and its blocks walk the work
     dtype: str
     out_dtype: str
     bias_dtype: str
@@ -136,6 +137,14 @@ class GemmConfig(ABC):
 
     def for_work(self, segments: int, splits: int, spec: DeviceSpec) -> GemmConfig:
         """The variant as it is launched for so many segments and splits of K."""
+        return self
+
+    def joins(self, other: GemmConfig) -> str | None:
+        """Why a launch that both share (``JointConfig``) cannot be, as a sentence; None when it can."""
+        return None
+
+    def beside(self, other: GemmConfig) -> GemmConfig:
+        """The variant as it is launched together with ``other``."""
         return self
 
     def limits(self, spec: DeviceSpec) -> str | None:

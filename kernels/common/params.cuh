@@ -43,6 +43,12 @@ struct GemmWgmmaParams {
   int tiles_m, tiles_n, group;  // cluster tiles, and how many tiles of M share a strip of B
 };
 
+// Two problems in one launch, such as dgrad and wgrad of a layer. What runs longer is the first.
+template <class Params>
+struct JointParams {
+  Params first, second;
+};
+
 // out (cols) = column sums of x (rows, cols).
 struct ColumnSumParams {
   const void* x;  // In (rows, cols) by row_stride, col_stride
