@@ -84,10 +84,13 @@ struct RunningTotal {
 
 // ---- shared memory ----
 
-template <class Config>
+__device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
+
+// Of a launch for two problems (joint_wgmma.cuh) Other is the second; they share all of it.
+template <class Config, class Other = Config>
 struct WgmmaSmem {
   static constexpr int kPerConsumer =
-      RunningTotal<Config>::kBytes > kStageBytes ? RunningTotal<Config>::kBytes : kStageBytes;
+      larger(kStageBytes, larger(RunningTotal<Config>::kBytes, RunningTotal<Other>::kBytes));
   static constexpr int kStaging = Ring<Config>::kBytes;
   static constexpr int kBarriers = kStaging + Config::kConsumers * kPerConsumer;
   static constexpr int kBytes = kBarriers + Ring<Config>::kBarrierBytes;
@@ -123,14 +126,15 @@ __device__ __forceinline__ int k_tiles_of(const WorkItem& work, int k) {
   return (min(work.k_end - k, Config::kSegment) + kTileDepth - 1) / kTileDepth;
 }
 
+// All items that the scheduler gives. `buffer` is the half of the staging memory that is written next.
 template <class Config>
 __device__ __forceinline__ void consume(const GemmWgmmaParams& p, const Ring<Config>& ring,
-                                        Scheduler<Config> scheduler, char* staging, int consumer,
-                                        int thread) {
+                                        Scheduler<Config>& scheduler, RingPlace<Config::kStages>& place,
+                                        char* staging, int& buffer, int consumer, int thread) {
   constexpr int kValues = Config::kBlockN / 2;
-  Epilogue<Config> epilogue{p, shared_address(staging), reinterpret_cast<float*>(staging), consumer, thread};
+  Epilogue<Config> epilogue{
+      p, shared_address(staging), reinterpret_cast<float*>(staging), consumer, thread, buffer};
   RunningTotal<Config> total{epilogue};
-  RingPlace<Config::kStages> place;
   WorkItem work;
   while (scheduler.next(work)) {
     float acc[kValues] = {};  // not read by the first wgmma, but the compiler cannot know
@@ -150,7 +154,7 @@ __device__ __forceinline__ void consume(const GemmWgmmaParams& p, const Ring<Con
       epilogue.store(work, acc);
     }
   }
-  epilogue.finish_stores();
+  buffer = epilogue.buffer;
 }
 
 // ---- the kernel ----
@@ -162,35 +166,49 @@ constexpr int kProducerRegisters = Config::kBiasGrad ? 56 : 40;
 template <class Config>
 constexpr int kConsumerRegisters = Config::kBiasGrad ? 224 : 232;
 
-template <class Config>
-__device__ __forceinline__ void gemm_wgmma(const GemmWgmmaParams& p) {
+// What a launch for one problem and one for two have in common. produce() runs in one thread, consume(consumer, thread)
+// in all threads of the others' warpgroups.
+template <class Config, class Produce, class Consume>
+__device__ __forceinline__ void run_roles(const Ring<Config>& ring, Produce produce, Consume consume) {
   static_assert(Config::kBlockM == 64 * Config::kConsumers, "a consumer has 64 rows");
   static_assert(Config::kSegment % kDepth<typename Config::In> == 0, "a segment holds whole k-tiles");
-  using Smem = WgmmaSmem<Config>;
-  extern __shared__ __align__(1024) char smem[];  // the swizzle's pattern repeats every 1024 bytes
-  const int rank = Config::kCluster > 1 ? static_cast<int>(cluster_rank()) : 0;
-  const Ring<Config> ring{shared_address(smem), shared_address(smem + Smem::kBarriers), rank};
   const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0), thread = threadIdx.x % 128;
-  const Scheduler<Config> scheduler{p, rank};
 
   if (threadIdx.x == 0) ring.init();
   sync_cluster<Config::kCluster>();  // the barriers exist, in every CTA that may arrive at them
 
   if (warpgroup == 0) {
     if constexpr (Config::kConsumers > 1) setmaxnreg_dec<kProducerRegisters<Config>>();
-    if (thread == 0) produce<Config>(p, ring, scheduler);
+    if (thread == 0) produce();
     if constexpr (Config::kBiasGrad) {
       const int box = thread / 32 - 1;
-      if (box >= 0 && box < Ring<Config>::kBiasGradWarps) sum_bias_grad(p, ring, scheduler, box, thread % 32);
+      if (box >= 0 && box < Ring<Config>::kBiasGradWarps) sum(box, thread % 32);
     }
   } else {
     if constexpr (Config::kConsumers > 1) setmaxnreg_inc<kConsumerRegisters<Config>>();
-    char* staging = smem + Smem::kStaging + (warpgroup - 1) * Smem::kPerConsumer;
-    consume<Config>(p, ring, scheduler, staging, warpgroup - 1, thread);
+    consume(warpgroup - 1, thread);
   }
   // A CTA's shared memory must outlive the copies and arrivals that come from others.
   if constexpr (Config::kCluster > 1) {
     __syncwarp();  // the producing thread meets its warp again
     cluster_sync();
   }
+}
+
+template <class Config>
+__device__ __forceinline__ void gemm_wgmma(const GemmWgmmaParams& p) {
+  using Smem = WgmmaSmem<Config>;
+  extern __shared__ __align__(1024) char smem[];  // the swizzle's pattern repeats every 1024 bytes
+  const int rank = Config::kCluster > 1 ? static_cast<int>(cluster_rank()) : 0;
+  const Ring<Config> ring{shared_address(smem), shared_address(smem + Smem::kBarriers), rank};
+  Scheduler<Config> scheduler{p, rank};
+  RingPlace<Config::kStages> place;
+  run_roles<Config>(
+      ring, [&] { produce<Config>(p, ring, scheduler, place); },
+      [&](int consumer, int thread) {
+        char* staging = smem + Smem::kStaging + consumer * Smem::kPerConsumer;
+        int buffer = 0;
+        consume<Config>(p, ring, scheduler, place, staging, buffer, consumer, thread);
+        if (Config::kTmaStore && thread == 0) bulk_wait<0>();  // the stores are done before the kernel is
+      });
 }

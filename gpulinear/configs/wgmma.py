@@ -80,6 +80,7 @@ class GemmWgmmaConfig(GemmConfig):
 
     family: ClassVar[str] = "gemm_wgmma"
     as_planes: ClassVar[tuple[str, ...]] = ("tf32", "tf32x3", "bf16x6")  # wgmma would truncate what tf32 must round
+    persistent: ClassVar[bool] = True
     segment: int = SEGMENT["gemm_wgmma"]
     cluster: int  # CTAs, neighbours along M, that load their tile of B once
     running_total: bool  # an item of work is all of K; else one segment of it
@@ -219,6 +220,16 @@ class GemmWgmmaConfig(GemmConfig):
         slot = self.planes * (self.block_m + self.block_n) * _ROW + 16
         free = spec.smem_per_block_optin - (config.smem_bytes - slot)
         return replace(config, stages=min(_MOST_STAGES, free // slot))
+
+    def joins(self, other: GemmConfig) -> str | None:
+        """Both problems go through one ring."""
+        assert isinstance(other, GemmWgmmaConfig)
+        one, two = ((c.rows, c.cols, c.planes, c.cluster) for c in (self, other))
+        return None if one == two else "one ring has slots of one size, for tiles of one size"
+
+    def beside(self, other: GemmConfig) -> GemmWgmmaConfig:
+        """As many stages as fit beside the totals of either."""
+        return replace(self, stages=min(self.stages, other.stages))
 
     @classmethod
     def candidates(cls, gemm: Gemm, spec: DeviceSpec) -> Iterator[GemmWgmmaConfig]:

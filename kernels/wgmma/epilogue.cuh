@@ -128,7 +128,7 @@ struct Epilogue {
   unsigned staging;  // shared address of this consumer's kStageBytes
   float* scratch;    // the same memory
   int consumer, thread;
-  int buffer = 0;  // the half of the staging memory that is written next
+  int buffer;  // the half of the staging memory that is written next
 
   // Of the thread's first value, in the tile.
   __device__ __forceinline__ int row() const { return 64 * consumer + 16 * (thread / 32) + thread % 32 / 4; }
@@ -183,11 +183,6 @@ struct Epilogue {
       if (thread == 0) bulk_wait_read<0>();
       barrier();
     }
-  }
-
-  // Before the kernel ends.
-  __device__ __forceinline__ void finish_stores() const {
-    if (Config::kTmaStore && thread == 0) bulk_wait<0>();
   }
 
  private:

@@ -19,13 +19,12 @@ __device__ __forceinline__ void load_box(unsigned smem, const TensorMap* map, in
 
 template <class Config>
 __device__ __forceinline__ void produce(const GemmWgmmaParams& p, const Ring<Config>& ring,
-                                        Scheduler<Config> scheduler) {
+                                        Scheduler<Config>& scheduler, RingPlace<Config::kStages>& place) {
   using TileA = typename Ring<Config>::TileA;
   using TileB = typename Ring<Config>::TileB;
   constexpr int kTileDepth = kDepth<typename Config::In>;
   constexpr unsigned short kEveryCta = (1 << Config::kCluster) - 1;
   static_assert(Config::kPlanes == 1 || Config::kCluster == 1, "multicasts are of matrices, not of planes");
-  RingPlace<Config::kStages> place;
   WorkItem work;
   while (scheduler.next(work)) {
     const int first_end = min(work.k_end, work.k_begin + Config::kSegment);

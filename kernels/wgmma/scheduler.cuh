@@ -21,9 +21,12 @@ struct Scheduler {
   int rank;  // in the cluster
   int item = blockIdx.x / Config::kCluster;
 
+  __device__ __forceinline__ int tiles() const { return p.tiles_m * p.tiles_n; }  // tiles_m counts clusters
+  __device__ __forceinline__ int items() const { return tiles() * (Config::kRunningTotal ? 1 : p.segments); }
+
   __device__ __forceinline__ bool next(WorkItem& work) {
-    const int tiles = p.tiles_m * p.tiles_n;  // tiles_m counts clusters
-    if (item >= tiles * (Config::kRunningTotal ? 1 : p.segments)) return false;
+    const int tiles = this->tiles();
+    if (item >= items()) return false;
     work.segment = item / tiles;
     const int tile = item % tiles;
     const int first_m = tile / (p.group * p.tiles_n) * p.group;
