@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from . import gemm
 from .calls import ACTIVATIONS
 from .errors import ArgumentError, ShapeError
 from .linear import linear, linear_backward
@@ -75,7 +76,6 @@ class Linear:
         self.bias: Any = draw((out_features,)) if bias else None
         self.dw: Any = None
         self.db: Any = None
-        self._xp = xp
 
     def __repr__(self) -> str:
         return (
@@ -91,8 +91,8 @@ class Linear:
         """x (*, in_features) to y (*, out_features), and what ``backward`` needs."""
         if self.activation is None:
             return self(x), Context(x, None)
-        shape = describe("x", x).shape
-        preact = self._xp.empty((*shape[:-1], self.out_features), numpy_dtype(self.dtype))
+        view = describe("x", x)
+        preact = gemm.empty(view.device, (*view.shape[:-1], self.out_features), numpy_dtype(self.dtype))
         y = linear(x, self.weight, self.bias, activation=self.activation, precision=self.precision, preact_out=preact)
         return y, Context(x, preact)
 

@@ -29,13 +29,13 @@ def _encode(*arguments: Any) -> bytes:
 
 _maps = TensorMaps(_encode)
 
-# Workspace of calls made inside a graph capture. The graph writes to it at every replay, so it may never go back to
-# the pool.
+# Workspace and results of calls made inside a graph capture. The graph writes to them at every replay, so they may never
+# go back to the pool.
 _captured: list[Any] = []
 
 
 def release_captured() -> None:
-    """Let go of the workspace of all captured graphs: only for who knows that none of them is replayed again."""
+    """Let go of the memory of all captured graphs: only for who knows that none of them is replayed again."""
     _captured.clear()
 
 
@@ -48,7 +48,10 @@ def spec(device: int) -> DeviceSpec:
 def empty(device: int, shape: tuple[int, ...], dtype: Any) -> Any:
     """An uninitialised CuPy array on GPU ``device``, ordered on its current stream."""
     with cupy.cuda.Device(device):
-        return cupy.empty(shape, dtype)
+        made = cupy.empty(shape, dtype)
+        if capturing():
+            _captured.append(made)
+        return made
 
 
 def capturing() -> bool:
@@ -65,6 +68,11 @@ def load_kernel(cubin_path: str, entry: str, smem_bytes: int) -> Any:
     with _lock:
         kernel = _kernels.get(key)
         if kernel is None:
+            if capturing():
+                raise BackendError(
+                    f"{entry} has not run on GPU {key[0]} before, and loading a kernel inside a graph capture is unsafe; "
+                    f"make the same call, or gpulinear.warmup with its arguments, before the capture"
+                )
             kernel = cupy.RawModule(path=cubin_path).get_function(entry)
             if smem_bytes > 48 * 1024:
                 kernel.max_dynamic_shared_size_bytes = smem_bytes
@@ -84,11 +92,6 @@ class BoundPlan:
         artifacts = compile_plan(plan)
         buffers = buffer_order(names)
         with cupy.cuda.Device(device):
-            if capturing():
-                raise BackendError(
-                    f"this {plan.op} has not run on GPU {device} before, and loading a kernel inside a graph capture is "
-                    f"unsafe; call gpulinear.warmup with the same arguments before the capture"
-                )
             for step, artifact in zip(plan.steps, artifacts, strict=True):
                 kernel = load_kernel(str(artifact.cubin_path), artifact.entry, step.smem_bytes)
                 template = make_template(step, buffers, _maps)

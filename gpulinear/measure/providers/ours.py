@@ -95,6 +95,7 @@ def _describe_step(step: Step) -> str:
     words += [tile] if tile else []
     # One value an element: the pointers come first, and a field with a count has as many.
     names = [name for name, _, count in PARAM_BLOCKS[step.family].fields for _ in range(count)]
-    splits = dict(zip(names, step.values, strict=True)).get("splits", 1)
-    words += [f"{splits} splits"] if splits != 1 else []
+    # Of each problem that the launch is for.
+    splits = [value for name, value in zip(names, step.values, strict=True) if name.rpartition(".")[2] == "splits"]
+    words += [f"{' and '.join(map(str, splits))} splits"] if set(splits) - {1} else []
     return " ".join(words)
