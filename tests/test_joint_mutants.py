@@ -80,8 +80,7 @@ MUTANTS = [
     Mutant("second problem's blocks of gemm_mma", "joint_mma.cuh", "blockIdx.x - of_first", "blockIdx.x", mma),
     Mutant("first problem with the second's parameters", "joint_mma.cuh", "<First>(p.first)", "<First>(p.second)", mma),
     # items
-    Mutant("second problem starts an item late", WGMMA, FOLLOWING, f"{FOLLOWING} + 1", ring),
-    Mutant("second problem starts at each CTA's own item", WGMMA, FOLLOWING, "static_cast<int>(blockIdx.x)", two_ctas),
+    Mutant("second problem starts an item late", WGMMA, FOLLOWING, f"{FOLLOWING} + 1", two_ctas),
     Mutant("items of the first are not taken off", WGMMA, FOLLOWING, "first.item", ring),
     Mutant("producer loads the first problem's operands", WGMMA, "produce<Second>(p.second", "produce<Second>(p.first", ring),
     Mutant("consumer stores into the first problem's output", WGMMA, "consume<Second>(p.second", "consume<Second>(p.first", ring),
