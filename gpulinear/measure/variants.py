@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from .. import gemm, testing
 from ..calls import BUILDERS
-from ..config import FAMILIES, SEGMENT, Config, GemmConfig
+from ..config import FAMILIES, SEGMENT, Config, GemmConfig, JointConfig
 from ..device import DeviceSpec
 from ..errors import BackendError
 from ..plan import Options, Plan
@@ -21,6 +22,9 @@ DTYPES = tuple(ITEMSIZE)
 _UNTUNED = Options(tuned=False)  # what is looked at may not depend on the tables of this machine
 _COPIED = "columns_stepped"  # the view that no kernel reads in place
 LAYOUTS = {"NT": "linear", "NN": "dgrad", "TN": "wgrad"}
+_BOTH = "NN+TN"  # of a joint launch
+# Joint launches put two kernels that are looked at anyway into one: of each family one dtype tells whether they fit together.
+_JOINT_DTYPES = {"gemm_simt": "float32", "gemm_mma": "bfloat16", "gemm_wgmma": "bfloat16"}
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # by argument name
 
@@ -64,7 +68,7 @@ class Variant:
     config: Config
     call: SmallCall
     step: int
-    layout: str  # a key of LAYOUTS; empty for kernels that multiply no matrices
+    layout: str  # a key of LAYOUTS, two of them for a joint launch; empty for kernels that multiply no matrices
     long: bool = False  # launched only where K is longer than a segment
 
     @property
@@ -76,7 +80,7 @@ class Variant:
     @property
     def tile(self) -> str:
         """The config's short name; of other kernels than matrix products, the switches of their config that are on."""
-        if isinstance(self.config, GemmConfig):
+        if isinstance(self.config, (GemmConfig, JointConfig)):
             return self.config.tile
         return " ".join(one.name for one in fields(self.config) if getattr(self.config, one.name) is True)
 
@@ -124,6 +128,27 @@ def _gemm_calls(
                     yield layout, _gemm_call(layout, dtype, precision, view, sizes, options), long
 
 
+def _joint_call(arch: str, family: str, dtype: str, view: str) -> SmallCall | None:
+    """A call of a tile each of both gradients in one launch, by the first tile that both have; None where there is none."""
+
+    def call(tokens: int, out: int, inner: int, options: Options) -> SmallCall:
+        inputs: Shapes = (("dy", (tokens, out)), ("x", (tokens, inner)), ("weight", (out, inner)))
+        outputs: Shapes = (("dx_out", (tokens, inner)), ("dw_out", (out, inner)))
+        return SmallCall("linear_backward", dtype, inputs, outputs, (("needs", ("dx", "dw")),), view, options)
+
+    options = Options(family=family, splits=1, tuned=False, joint=True)
+    try:
+        probe = call(512, 512, 512, options)
+        choices = probe.plan(probe.build(random=False), arch).choices
+    except BackendError:  # the family has nothing for these operands on this arch
+        return None
+    legal = [choice.config for choice in choices if choice.refused is None]
+    times = Counter(config.tile for config in legal)
+    config = next(config for config in legal if times[config.tile] == 2)  # dgrad's and wgrad's
+    rows = config.block_m * config.blocks_per_cluster
+    return call(rows, rows, config.block_n, replace(options, tile=config.tile))
+
+
 def _other_calls(dtype: str) -> Iterator[SmallCall]:
     """Calls that launch the kernels beside the matrix products."""
     rows, cols = 128, 64
@@ -157,7 +182,7 @@ def variants(
 
     def add(call: SmallCall, layout: str = "", long: bool = False) -> None:
         for index, step in enumerate(call.plan(call.build(random=False), arch).steps):
-            multiplies = isinstance(step.config, GemmConfig)
+            multiplies = isinstance(step.config, (GemmConfig, JointConfig))
             if multiplies and not layout:
                 continue  # a bystander, with whatever tile the planner took
             if wanted is None or step.family in wanted:
@@ -173,6 +198,12 @@ def variants(
                 for view in views:
                     for layout, call, long in _gemm_calls(arch, family, dtype, precision, view):
                         add(call, layout, long)
+    for family, dtype in _JOINT_DTYPES.items():
+        if dtype in dtypes and (wanted is None or f"joint_{family}" in wanted):
+            for view in views:
+                joint = _joint_call(arch, family, dtype, view)
+                if joint is not None:
+                    add(joint, _BOTH)
     for dtype in () if only_products else dtypes:
         for call in _other_calls(dtype):
             add(call)
