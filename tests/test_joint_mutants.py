@@ -58,8 +58,17 @@ def two_ctas() -> Pairs:
 
 def totals_of_the_second() -> Pairs:
     """A first with TMA stores, then totals of a second in shared memory, which leaves its results from registers."""
-    dw = np.full((200, 203), np.nan, F32)[:, 3:]
+    dw = np.full((200, 203), np.nan, F32)[:, :200]
     return gradients(72, 200, 200, BF16, dw, family="gemm_wgmma", tile="64x256x64", num_sms=1, segment=64)
+
+
+def totals_of_the_first() -> Pairs:
+    return gradients(40, 200, 200, BF16, family="gemm_wgmma", tile="64x256x64", num_sms=1, segment=64)
+
+
+def one_chunk() -> Pairs:
+    """The first problem stores one chunk: the second's first goes to the other half of the staging memory."""
+    return gradients(40, 136, 40, BF16, family="gemm_wgmma", tile="64x64x64", num_sms=1)
 
 
 def cluster() -> Pairs:
@@ -93,9 +102,9 @@ MUTANTS = [
     Mutant("producer's place in the ring starts anew", WGMMA, "produce<Second>(p.second",
            "place = RingPlace<First::kStages>(), produce<Second>(p.second", ring),
     Mutant("consumer's parity starts anew", WGMMA, BUFFER, f"place.parity = 0, {BUFFER}", ring),
-    Mutant("half of the staging memory starts anew", MAIN, "  buffer = epilogue.buffer;\n", "", ring),
-    Mutant("barriers where a launch of the first has them", WGMMA, "smem + Smem::kBarriers",
-           "smem + WgmmaSmem<First>::kBarriers", totals_of_the_second),
+    Mutant("half of the staging memory starts anew", MAIN, "  buffer = epilogue.buffer;\n", "", one_chunk),
+    Mutant("barriers where a launch of the second has them", WGMMA, "smem + Smem::kBarriers",
+           "smem + WgmmaSmem<Second>::kBarriers", totals_of_the_first),
     Mutant("second problem does not wait for the first's stores", WGMMA,
            "if (thread == 0) bulk_wait_read<0>();", "", totals_of_the_second),
     Mutant("nobody is told of that wait", WGMMA, "named_barrier(1 + consumer, 128);", "", totals_of_the_second),
