@@ -94,6 +94,7 @@ struct WgmmaSmem {
   static constexpr int kStaging = Ring<Config>::kBytes;
   static constexpr int kBarriers = kStaging + Config::kConsumers * kPerConsumer;
   static constexpr int kBytes = kBarriers + Ring<Config>::kBarrierBytes;
+  static constexpr bool kTmaStore = Config::kTmaStore || Other::kTmaStore;
 };
 
 template <class Config>
@@ -162,14 +163,15 @@ __device__ __forceinline__ void consume(const GemmWgmmaParams& p, const Ring<Con
 // Three warpgroups start with 168 registers per thread; 128 * 40 + 256 * 232 = 384 * 168, and so is 128 * 56 + 256 * 224
 // where warps beside the producer sum db. One consumer has enough without.
 template <class Config>
-constexpr int kProducerRegisters = Config::kBiasGrad ? 56 : 40;
+constexpr int kProducerRegisters = Config::kBiasGradWarps > 0 ? 56 : 40;
 template <class Config>
-constexpr int kConsumerRegisters = Config::kBiasGrad ? 224 : 232;
+constexpr int kConsumerRegisters = Config::kBiasGradWarps > 0 ? 224 : 232;
 
-// What a launch for one problem and one for two have in common. produce() runs in one thread, consume(consumer, thread)
-// in all threads of the others' warpgroups.
-template <class Config, class Produce, class Consume>
-__device__ __forceinline__ void run_roles(const Ring<Config>& ring, Produce produce, Consume consume) {
+// What a launch for one problem and one for two have in common. produce() runs in one thread, sum(box, lane) in the warps
+// that sum db, consume(staging memory, consumer, thread) in all threads of the other warpgroups.
+template <class Smem, class Config, class Produce, class Sum, class Consume>
+__device__ __forceinline__ void run_roles(char* smem, const Ring<Config>& ring, Produce produce, Sum sum,
+                                          Consume consume) {
   static_assert(Config::kBlockM == 64 * Config::kConsumers, "a consumer has 64 rows");
   static_assert(Config::kSegment % kDepth<typename Config::In> == 0, "a segment holds whole k-tiles");
   const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0), thread = threadIdx.x % 128;
@@ -180,13 +182,14 @@ __device__ __forceinline__ void run_roles(const Ring<Config>& ring, Produce prod
   if (warpgroup == 0) {
     if constexpr (Config::kConsumers > 1) setmaxnreg_dec<kProducerRegisters<Config>>();
     if (thread == 0) produce();
-    if constexpr (Config::kBiasGrad) {
+    if constexpr (Config::kBiasGradWarps > 0) {
       const int box = thread / 32 - 1;
-      if (box >= 0 && box < Ring<Config>::kBiasGradWarps) sum(box, thread % 32);
+      if (box >= 0 && box < Config::kBiasGradWarps) sum(box, thread % 32);
     }
   } else {
     if constexpr (Config::kConsumers > 1) setmaxnreg_inc<kConsumerRegisters<Config>>();
-    consume(warpgroup - 1, thread);
+    consume(smem + Smem::kStaging + (warpgroup - 1) * Smem::kPerConsumer, warpgroup - 1, thread);
+    if (Smem::kTmaStore && thread == 0) bulk_wait<0>();  // the stores are done before the kernel is
   }
   // A CTA's shared memory must outlive the copies and arrivals that come from others.
   if constexpr (Config::kCluster > 1) {
@@ -203,12 +206,11 @@ __device__ __forceinline__ void gemm_wgmma(const GemmWgmmaParams& p) {
   const Ring<Config> ring{shared_address(smem), shared_address(smem + Smem::kBarriers), rank};
   Scheduler<Config> scheduler{p, rank};
   RingPlace<Config::kStages> place;
-  run_roles<Config>(
-      ring, [&] { produce<Config>(p, ring, scheduler, place); },
-      [&](int consumer, int thread) {
-        char* staging = smem + Smem::kStaging + consumer * Smem::kPerConsumer;
+  run_roles<Smem>(
+      smem, ring, [&] { produce<Config>(p, ring, scheduler, place); },
+      [&](int box, int lane) { sum_bias_grad<Config>(p, ring, scheduler, place, box, lane); },
+      [&](char* staging, int consumer, int thread) {
         int buffer = 0;
         consume<Config>(p, ring, scheduler, place, staging, buffer, consumer, thread);
-        if (Config::kTmaStore && thread == 0) bulk_wait<0>();  // the stores are done before the kernel is
       });
 }

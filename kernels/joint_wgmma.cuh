@@ -30,8 +30,9 @@ __device__ __forceinline__ void joint_gemm_wgmma(const JointParams<GemmWgmmaPara
                     Ring<First>::kStages == Ring<Second>::kStages &&
                     Ring<First>::TileA::kBytes == Ring<Second>::TileA::kBytes,
                 "one ring serves both");
-  static_assert(First::kConsumers == Second::kConsumers && First::kCluster == Second::kCluster,
-                "a launch has one number of threads, and one of CTAs that share a tile");
+  static_assert(First::kConsumers == Second::kConsumers && First::kCluster == Second::kCluster &&
+                    First::kBiasGradWarps == Second::kBiasGradWarps,
+                "as many read a slot of either problem");
   extern __shared__ __align__(1024) char smem[];
   const int rank = First::kCluster > 1 ? static_cast<int>(cluster_rank()) : 0;
   const unsigned barriers = shared_address(smem + Smem::kBarriers);
@@ -39,15 +40,19 @@ __device__ __forceinline__ void joint_gemm_wgmma(const JointParams<GemmWgmmaPara
   const Ring<Second> same_ring{shared_address(smem), barriers, rank};
   Scheduler<First> first{p.first, rank};
   RingPlace<First::kStages> place;
-  run_roles<First>(
-      ring,
+  run_roles<Smem>(
+      smem, ring,
       [&] {
         produce<First>(p.first, ring, first, place);
         auto second = following<First, Second>(p.second, first);
         produce<Second>(p.second, same_ring, second, place);
       },
-      [&](int consumer, int thread) {
-        char* staging = smem + Smem::kStaging + consumer * Smem::kPerConsumer;
+      [&](int box, int lane) {
+        sum_bias_grad<First>(p.first, ring, first, place, box, lane);
+        auto second = following<First, Second>(p.second, first);
+        sum_bias_grad<Second>(p.second, same_ring, second, place, box, lane);
+      },
+      [&](char* staging, int consumer, int thread) {
         int buffer = 0;
         consume<First>(p.first, ring, first, place, staging, buffer, consumer, thread);
         if constexpr (First::kTmaStore && !Second::kTmaStore) {
@@ -57,6 +62,5 @@ __device__ __forceinline__ void joint_gemm_wgmma(const JointParams<GemmWgmmaPara
         }
         auto second = following<First, Second>(p.second, first);
         consume<Second>(p.second, same_ring, second, place, staging, buffer, consumer, thread);
-        if ((First::kTmaStore || Second::kTmaStore) && thread == 0) bulk_wait<0>();
       });
 }

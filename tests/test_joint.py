@@ -74,6 +74,7 @@ FAMILIES = pytest.mark.parametrize(
     ("shape", "dtype", "options"),
     [(shape, BF16, WGMMA) for shape in SHAPES]
     + [(SHAPES[0], F16, WGMMA), (SHAPES[0], F64, {**SIMT, "tile": "32x32x8/4x4"})]
+    + [(SHAPES[1], F64, {**MMA, "tile": "32x32x8/16x32"})]
     + [(shape, dtype, options) for shape in SHAPES[:2] for dtype, options in ((F32, SIMT), (BF16, MMA))],
     ids=lambda value: value["family"] if isinstance(value, dict) else str(value),
 )

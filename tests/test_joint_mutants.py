@@ -66,6 +66,12 @@ def totals_of_the_first() -> Pairs:
     return gradients(40, 200, 200, BF16, family="gemm_wgmma", tile="64x256x64", num_sms=1, segment=64)
 
 
+def stores_of_the_second() -> Pairs:
+    """A first that leaves its results from registers, then stores by TMA."""
+    dw = np.full((40, 43), np.nan, F32)[:, :40]
+    return gradients(200, 40, 40, BF16, dw, family="gemm_wgmma", tile="64x64x64", num_sms=1)
+
+
 def one_chunk() -> Pairs:
     """The first problem stores one chunk: the second's first goes to the other half of the staging memory."""
     return gradients(40, 136, 40, BF16, family="gemm_wgmma", tile="64x64x64", num_sms=1)
@@ -108,6 +114,8 @@ MUTANTS = [
     Mutant("second problem does not wait for the first's stores", WGMMA,
            "if (thread == 0) bulk_wait_read<0>();", "", totals_of_the_second),
     Mutant("nobody is told of that wait", WGMMA, "named_barrier(1 + consumer, 128);", "", totals_of_the_second),
+    Mutant("the kernel ends before the second problem's stores", MAIN, "Config::kTmaStore || Other::kTmaStore",
+           "Config::kTmaStore", stores_of_the_second),
 ]  # fmt: skip
 
 

@@ -245,7 +245,7 @@ MUTANTS = [
     Mutant("no barrier before the store", PUT, "fence_proxy_async();\n      barrier();", "fence_proxy_async();", epilogue),
     Mutant("stores always from one half", PUT, "buffer ^= 1;", "", epilogue),
     Mutant("stores are not committed", PUT, "bulk_commit();", "", epilogue),
-    Mutant("the kernel ends before its stores", PUT, "bulk_wait<0>();", ";", epilogue),
+    Mutant("the kernel ends before its stores", MAIN, "bulk_wait<0>();", ";", epilogue),
     Mutant("staged without the swizzle", BOX, "((i / 4 + lane / 16) ^ (r % 8)) * 16", "(i / 4 + lane / 16) * 16", epilogue),
     Mutant("fragments of stmatrix swapped", BOX, "lane / 16) ^", "lane / 8 % 2) ^", epilogue),
     Mutant("a warp stores", PUT, "if (thread == 0) {\n        tma_store", "if (thread < 2) {\n        tma_store", epilogue),

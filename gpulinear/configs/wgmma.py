@@ -86,6 +86,7 @@ class GemmWgmmaConfig(GemmConfig):
     running_total: bool  # an item of work is all of K; else one segment of it
     tma_store: bool  # D and preact leave through shared memory
     swapped: bool  # the kernel computes the transpose of D: its A is B transposed, its B is A transposed
+    beside_db: bool = False  # in one launch with a problem whose db is summed
 
     @property
     def rows(self) -> int:
@@ -170,6 +171,7 @@ class GemmWgmmaConfig(GemmConfig):
             "kTmaStore": cpp_bool(self.tma_store),
             "kSwapped": cpp_bool(self.swapped),
             "kBiasGrad": cpp_bool(self.db_dtype is not None),
+            "kBiasGradWarps": str(self.consumers if self.beside_db or self.db_dtype is not None else 0),
             "Db": CPP_TYPE[self.db_dtype or self.out_dtype],
             "kPlanes": str(self.planes),
             "kPromote": str(self.promote),
@@ -228,8 +230,8 @@ class GemmWgmmaConfig(GemmConfig):
         return None if one == two else "one ring has slots of one size, for tiles of one size"
 
     def beside(self, other: GemmConfig) -> GemmWgmmaConfig:
-        """As many stages as fit beside the totals of either."""
-        return replace(self, stages=min(self.stages, other.stages))
+        """As many stages as fit beside the totals of either; warps that sum db walk through both."""
+        return replace(self, stages=min(self.stages, other.stages), beside_db=other.db_dtype is not None)
 
     @classmethod
     def candidates(cls, gemm: Gemm, spec: DeviceSpec) -> Iterator[GemmWgmmaConfig]:

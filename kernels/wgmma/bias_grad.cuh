@@ -5,8 +5,10 @@
 // lane, and adds rows in the order of column_sum: a chain per segment, from +0, then the segments' sums, ascending.
 // The rows that TMA fills up with zeros change no bit: a chain that starts at +0 never is -0.
 //
-// All tiles of D in one row of tiles have the same A: the first along N is summed. Of the others the warps only count
-// the k-tiles, for they release every slot, also those that bring what D holds (wgmma/previous.cuh): an arrival for each phase is what lets anybody know which phase it is.
+// All tiles of D in one row of tiles have the same A: the first along N is summed. Of the others, and of a problem without
+// db in one launch with one that has it (joint_wgmma.cuh), the warps only count the k-tiles, for they release every slot,
+// also those that bring what D holds (wgmma/previous.cuh): an arrival for each phase is what lets anybody know which
+// phase it is.
 //
 // Cost: 64 loads, 128 conversions and 128 additions per warp and k-tile, and 4 clocks from one addition of a chain to
 // the next: some 350 clocks, beside 4 kBlockN of multiplication for two consumers and 2 kBlockN for one.
@@ -34,14 +36,16 @@ __device__ __forceinline__ void add_box(unsigned box, int lane, float (&sums)[2]
 // By all lanes of the warp of box number `box`.
 template <class Config>
 __device__ __forceinline__ void sum_bias_grad(const GemmWgmmaParams& p, const Ring<Config>& ring,
-                                              Scheduler<Config> scheduler, int box, int lane) {
-  static_assert(Config::kMajorA == Major::MN && !Config::kSwapped, "rows of dy lie along M of A");
+                                              Scheduler<Config>& scheduler, RingPlace<Config::kStages>& place,
+                                              int box, int lane) {
+  static_assert(!Config::kBiasGrad || (Config::kMajorA == Major::MN && !Config::kSwapped),
+                "rows of dy lie along M of A");
+  static_assert(64 * Config::kBiasGradWarps == Config::kBlockM, "a warp for each box of A");
   static_assert(Config::kPlanes == 1, "the sum of dy's planes is not that of dy");
   auto* db = static_cast<typename Config::Db*>(p.db);
-  RingPlace<Config::kStages> place;
   WorkItem work;
   while (scheduler.next(work)) {
-    const bool summed = work.n0 == 0;
+    const bool summed = Config::kBiasGrad && work.n0 == 0;
     const int col = work.m0 + 64 * box + 2 * lane;
     const int live = summed ? min(2, p.m - col) : 0;  // of this lane's columns; none where it is negative
     float totals[2] = {};

@@ -18,7 +18,6 @@ struct Ring {
   static constexpr int kSlotBytes = Config::kPlanes * (TileA::kBytes + TileB::kBytes);
   static constexpr int kBytes = kStages * kSlotBytes;
   static constexpr int kBarrierBytes = kStages * 16;
-  static constexpr int kBiasGradWarps = Config::kBiasGrad ? Config::kBlockM / 64 : 0;
   static_assert(Config::kCluster <= 4, "a warp for each CTA to tell");
 
   unsigned tiles, barriers;  // shared addresses
@@ -36,7 +35,7 @@ struct Ring {
       mbarrier_init(full(slot), 1);  // the producer; the bytes are counted apart
       // Every consumer warpgroup of every CTA: a slot is filled by multicast from all of them. Warps that sum db read
       // only A, which a CTA loads for itself.
-      mbarrier_init(empty(slot), Config::kConsumers * Config::kCluster + kBiasGradWarps);
+      mbarrier_init(empty(slot), Config::kConsumers * Config::kCluster + Config::kBiasGradWarps);
     }
     fence_mbarrier_init();
   }
