@@ -83,7 +83,8 @@ def test_forward_and_backward_of_layers_in_one_graph(
     family = "gemm_wgmma" if dtype == "bfloat16" else "gemm_simt"
     names = [launch["kernel"].removeprefix("gpulinear_") for launch in captured]
     joint = f"joint_{family}"
-    assert names == [family, family, "column_sum", joint, "act_grad", joint]
+    sums = [] if dtype == "bfloat16" else ["column_sum"]  # gemm_wgmma's wgrad sums db as well
+    assert names == [family, family, *sums, joint, "act_grad", joint]
     assert (y.shape, dx.shape, net[0].dw.shape, net[1].db.shape) == ((48, 32), (48, 64), (96, 64), (32,))
     step(net, x, dy)
     again = fake_cupy.launches[before + len(captured) :]

@@ -22,16 +22,18 @@ F32 = np.dtype("float32")
 SCHEDULES = ("lockstep", "warps", "random:0")
 
 
-def gradients(tokens: int, out: int, inner: int, dtype: Any, dw: Any = None, **options: Any) -> Pairs:
+def gradients(
+    tokens: int, out: int, inner: int, dtype: Any, dw: Any = None, *, db: bool = False, **options: Any
+) -> Pairs:
     dy, x, w = (
         ints(tokens, out, dtype=dtype),
         ints(tokens, inner, dtype=dtype, seed=1),
         ints(out, inner, dtype=dtype, seed=2),
     )
     with gemm.planning(Options(joint=True, **options)):
-        grads = gl.linear_backward(dy, x, w, needs=("dx", "dw"), dw_out=dw)
-    exact = (f8(dy) @ f8(w)).astype(dtype), (f8(dy).T @ f8(x)).astype(grads.dw.dtype)
-    return list(zip((grads.dx, grads.dw), exact, strict=True))
+        grads = gl.linear_backward(dy, x, w, needs=("dx", "dw", "db") if db else ("dx", "dw"), dw_out=dw)
+    pairs = [(grads.dx, (f8(dy) @ f8(w)).astype(dtype)), (grads.dw, (f8(dy).T @ f8(x)).astype(grads.dw.dtype))]
+    return [*pairs, (grads.db, f8(dy).sum(0).astype(dtype))] if db else pairs
 
 
 def simt() -> Pairs:
@@ -49,6 +51,11 @@ def mma() -> Pairs:
 def ring() -> Pairs:
     """Three tiles and four, through one CTA; neither problem's k-tiles are a multiple of the ring's slots."""
     return gradients(72, 136, 72, BF16, family="gemm_wgmma", tile="64x64x64", num_sms=1)
+
+
+def bias_grad() -> Pairs:
+    """The warps that sum db walk through dgrad's k-tiles first."""
+    return gradients(72, 136, 72, BF16, db=True, family="gemm_wgmma", tile="64x64x64", num_sms=1)
 
 
 def two_ctas() -> Pairs:
@@ -102,6 +109,11 @@ MUTANTS = [
     Mutant("majors of the first problem", WGMMA, "produce<Second>(p.second, same_ring, second, place)",
            "produce<First>(p.second, ring, reinterpret_cast<Scheduler<First>&>(second), place)", ring),
     Mutant("rank lost between the problems", WGMMA, "{second, first.rank,", "{second, 0,", cluster),
+    Mutant("warps of db do not walk through the first problem", WGMMA,
+           "sum_bias_grad<First>(p.first, ring, first, place, box, lane);", "", bias_grad),
+    Mutant("warps of db start anew in the ring", WGMMA, "sum_bias_grad<Second>(p.second",
+           "place = RingPlace<First::kStages>(), sum_bias_grad<Second>(p.second", bias_grad),
+    Mutant("db of either problem's A", "wgmma/bias_grad.cuh", "Config::kBiasGrad && work.n0 == 0", "work.n0 == 0", bias_grad),
     # ring and staging memory
     Mutant("consumer's place in the ring starts anew", WGMMA, BUFFER,
            f"place = RingPlace<First::kStages>(), {BUFFER}", ring),

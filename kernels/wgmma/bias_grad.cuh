@@ -61,11 +61,13 @@ __device__ __forceinline__ void sum_bias_grad(const GemmWgmmaParams& p, const Ri
         ring.release_warp(place.slot, lane);
         place.advance();
       }
-      if (Config::kTmaStore && p.accumulate && begin == work.k_begin) {
-        for (int i = 0; i < PreviousSlots<Config>::kSlots; ++i) {  // what D holds, for the consumers
-          mbarrier_wait<false>(ring.full(place.slot), place.parity);
-          ring.release_warp(place.slot, lane);
-          place.advance();
+      if constexpr (Config::kTmaStore) {
+        if (p.accumulate && begin == work.k_begin) {
+          for (int i = 0; i < PreviousSlots<Config>::kSlots; ++i) {  // what D holds, for the consumers
+            mbarrier_wait<false>(ring.full(place.slot), place.parity);
+            ring.release_warp(place.slot, lane);
+            place.advance();
+          }
         }
       }
       totals[0] = add_rn(totals[0], sums[0]);
