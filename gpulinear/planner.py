@@ -9,11 +9,9 @@ from functools import lru_cache
 from typing import Any
 
 from .builder import Builder, placed_name, readable, ref_of, scatter, writable
+from .columns import column_slabs, finish_columns, plan_act_grad, plan_column_sum
 from .config import (
     FAMILIES,
-    SEGMENT,
-    ActGradConfig,
-    ColumnSumConfig,
     GemmConfig,
     GemmWgmmaConfig,
     OrderedReduceConfig,
@@ -28,7 +26,6 @@ from .plan import Choice, Joint, Options, Plan, Ref
 from .problem import (
     ACTIVATION_CODES,
     ITEMSIZE,
-    ActGrad,
     ColumnSum,
     Gemm,
     Matrix,
@@ -40,8 +37,6 @@ from .problem import (
 from .splits import plan_split, split
 from .wgmma import addressable, wgmma_step
 
-_ROWS_PER_BLOCK = 64  # act_grad without a bias gradient: no chain, so rows are cut finely
-_COLUMNS_PER_BLOCK = 32  # column_sum and act_grad
 _RASTER_GROUP = 8  # tiles of M that share a strip of B in the L2
 
 
@@ -203,7 +198,7 @@ def _tiled_step(
 def _sum_apart(builder: Builder, gemm: Gemm, why: str) -> Gemm:
     """The GEMM without its db, which kernels of its own compute."""
     if gemm.db is not None:
-        _plan_column_sum(builder, ColumnSum(gemm.a.T, gemm.db, gemm.accumulate), f", apart from the {gemm.op}: {why}")
+        plan_column_sum(builder, ColumnSum(gemm.a.T, gemm.db, gemm.accumulate), f", apart from the {gemm.op}: {why}")
     return replace(gemm, db=None)
 
 
@@ -234,7 +229,7 @@ def _plan_gemm(builder: Builder, gemm: Gemm, choice: Choice | None = None) -> No
                 ready = replace(ready, db=None)
             else:
                 config = replace(config, db_dtype=gemm.db.dtype)
-                db_slabs = _slabs(builder, gemm.dtype, segments if splits > 1 else 1, gemm.m)
+                db_slabs = column_slabs(builder, gemm.dtype, segments if splits > 1 else 1, gemm.m)
         total: Ref | None = None
         if splits > 1:
             total = builder.alloc(segments * gemm.m * gemm.n * ITEMSIZE[acc])
@@ -256,7 +251,7 @@ def _plan_gemm(builder: Builder, gemm: Gemm, choice: Choice | None = None) -> No
             note = f"add {segments} segment sums in ascending order, then the epilogue"
             _reduce(builder, ready, finish, total, segments, note)
         if db_slabs is not None and gemm.db is not None:
-            _finish_columns(builder, gemm.dtype, gemm.db, db_slabs, segments, gemm.accumulate)
+            finish_columns(builder, gemm.dtype, gemm.db, db_slabs, segments, gemm.accumulate)
     scatter(builder, d, d_final)
     if preact is not None:
         scatter(builder, preact, preact_final)
@@ -296,107 +291,7 @@ def _plan_pair(builder: Builder, dgrad: Gemm, wgrad: Gemm) -> None:
     builder.steps[before:] = merge(first, second, builder.num_sms)
 
 
-# ---- column sums and activation gradients ------------------------------------------------------
-
-
-def _finish_columns(builder: Builder, dtype: str, out: Vector, slabs: Ref, segments: int, accumulate: bool) -> None:
-    config = OrderedReduceConfig(accumulator_dtype(dtype), out.dtype, out.dtype)
-    builder.step(
-        config,
-        ceil_div(out.size, config.threads),
-        f"add {segments} segment sums of the columns in ascending order",
-        slabs=slabs,
-        d=ref_of(out),
-        bias=None,
-        preact=None,
-        slab_stride=out.size,
-        ldd=out.size,
-        ldp=0,
-        bias_stride=0,
-        m=1,
-        n=out.size,
-        count=segments,
-        activation=0,
-        accumulate=int(accumulate),
-        reserved=0,
-    )
-
-
-def _column_segment(builder: Builder) -> int:
-    """Rows of a segment of a column sum: the option's, for tests, else the contract's."""
-    return builder.options.segment or SEGMENT["column_sum"]
-
-
-def _slabs(builder: Builder, dtype: str, segments: int, cols: int) -> Ref | None:
-    """Room for one partial sum per segment and column; a single segment writes its result directly."""
-    if segments <= 1:
-        return None
-    return builder.alloc(segments * cols * ITEMSIZE[accumulator_dtype(dtype)])
-
-
-def _plan_column_sum(builder: Builder, problem: ColumnSum, remark: str = "") -> None:
-    out = problem.out
-    if out.size == 0 or (problem.x.rows == 0 and problem.accumulate):
-        return
-    x = readable(builder, problem.x, need_unit_stride=False)
-    config = ColumnSumConfig(x.dtype, out.dtype, _column_segment(builder))
-    segments = max(1, ceil_div(x.rows, config.segment))
-    slabs = _slabs(builder, x.dtype, segments, x.cols)
-    builder.step(
-        config,
-        ceil_div(x.cols, _COLUMNS_PER_BLOCK) * segments,
-        f"column sums of {x.rows}x{x.cols} {x.dtype}, S={config.segment}{remark}",
-        x=ref_of(x),
-        out=ref_of(out),
-        slabs=slabs,
-        row_stride=x.row_stride,
-        col_stride=x.col_stride,
-        rows=x.rows,
-        cols=x.cols,
-        accumulate=int(problem.accumulate),
-        segments=segments,
-    )
-    if slabs is not None:
-        _finish_columns(builder, x.dtype, out, slabs, segments, problem.accumulate)
-
-
-def _plan_act_grad(builder: Builder, problem: ActGrad) -> None:
-    rows, cols = problem.dz.rows, problem.dz.cols
-    db = problem.db
-    if cols == 0 or (rows == 0 and (db is None or problem.accumulate)):
-        return
-    dy = readable(builder, problem.dy, need_unit_stride=False)
-    preact = readable(builder, problem.preact, need_unit_stride=False)
-    config = ActGradConfig(dy.dtype, preact.dtype, db.dtype if db else dy.dtype, _column_segment(builder))
-    rows_per_block = config.segment if db else _ROWS_PER_BLOCK
-    row_blocks = max(1, ceil_div(rows, rows_per_block))
-    slabs = _slabs(builder, dy.dtype, row_blocks, cols) if db else None
-    builder.step(
-        config,
-        ceil_div(cols, _COLUMNS_PER_BLOCK) * row_blocks,
-        f"dz = dy * {problem.activation}'(preact) on {rows}x{cols} {dy.dtype}" + (", and db" if db else ""),
-        dy=ref_of(dy),
-        preact=ref_of(preact),
-        dz=ref_of(problem.dz),
-        db=ref_of(db),
-        slabs=slabs,
-        dy_row=dy.row_stride,
-        dy_col=dy.col_stride,
-        z_row=preact.row_stride,
-        z_col=preact.col_stride,
-        dz_row=problem.dz.row_stride,
-        dz_col=problem.dz.col_stride,
-        rows=rows,
-        cols=cols,
-        activation=ACTIVATION_CODES[problem.activation],
-        accumulate=int(problem.accumulate),
-        segments=row_blocks,
-        want_db=int(db is not None),
-        rows_per_block=rows_per_block,
-        reserved=0,
-    )
-    if slabs is not None and db is not None:
-        _finish_columns(builder, dy.dtype, db, slabs, row_blocks, problem.accumulate)
+# ---- calls -------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=4096)
@@ -424,11 +319,11 @@ def make_plan(
         elif isinstance(problem, Gemm):
             _plan_gemm(builder, problem)
         elif isinstance(problem, ColumnSum):
-            _plan_column_sum(builder, problem)
+            plan_column_sum(builder, problem)
         elif isinstance(problem, SplitPlanes):
             plan_split(builder, problem)
         else:
-            _plan_act_grad(builder, problem)
+            plan_act_grad(builder, problem)
     reads = tuple(dict.fromkeys(builder.reads))
     return Plan(op, spec.arch, tuple(builder.steps), builder.top, reads, tuple(builder.choices), builder.joint)
 

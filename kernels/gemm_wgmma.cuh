@@ -208,7 +208,11 @@ __device__ __forceinline__ void gemm_wgmma(const GemmWgmmaParams& p) {
   RingPlace<Config::kStages> place;
   run_roles<Smem>(
       smem, ring, [&] { produce<Config>(p, ring, scheduler, place); },
-      [&](int box, int lane) { sum_bias_grad<Config>(p, ring, scheduler, place, box, lane); },
+      [&](int box, int lane) {
+        if constexpr (Config::kBiasGradWarps > 0) {
+          sum_bias_grad<Config>(p, ring, scheduler, place, box, lane);
+        }
+      },
       [&](char* staging, int consumer, int thread) {
         int buffer = 0;
         consume<Config>(p, ring, scheduler, place, staging, buffer, consumer, thread);

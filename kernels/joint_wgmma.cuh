@@ -48,9 +48,11 @@ __device__ __forceinline__ void joint_gemm_wgmma(const JointParams<GemmWgmmaPara
         produce<Second>(p.second, same_ring, second, place);
       },
       [&](int box, int lane) {
-        sum_bias_grad<First>(p.first, ring, first, place, box, lane);
-        auto second = following<First, Second>(p.second, first);
-        sum_bias_grad<Second>(p.second, same_ring, second, place, box, lane);
+        if constexpr (First::kBiasGradWarps > 0) {
+          sum_bias_grad<First>(p.first, ring, first, place, box, lane);
+          auto second = following<First, Second>(p.second, first);
+          sum_bias_grad<Second>(p.second, same_ring, second, place, box, lane);
+        }
       },
       [&](char* staging, int consumer, int thread) {
         int buffer = 0;

@@ -34,9 +34,11 @@ ALLOWED = {
     "builder": {"config", "cost", "device", "errors", "params", "plan", "problem", "views"},
     "splits": {"builder", "config", "configs", "cost", "plan", "planes", "problem"},
     "wgmma": {"builder", "config", "cost", "plan", "problem", "tensormap"},
+    "columns": {"builder", "config", "cost", "plan", "problem"},
     "joint": {"config", "cost", "device", "plan", "problem"},
     "planner": {
         "builder",
+        "columns",
         "config",
         "cost",
         "device",
