@@ -15,6 +15,7 @@ import pytest
 import gpulinear as gl
 from gpulinear import gemm, testing
 from gpulinear.backends.emulator import last_results
+from gpulinear.launch import launches
 from gpulinear.plan import Options
 
 from .layers import f8
@@ -182,6 +183,12 @@ def test_what_is_not_needed_is_not_computed(needs: tuple[str, ...]) -> None:
     ]
     if grads is not None:
         testing.assert_same_bits(got.dw, grads.dw)
+
+
+def test_a_recorder_sees_one_launch_by_its_name() -> None:
+    with launches() as counted:
+        backward((40, 24, 40), F32, True, SIMT, needs=("dx", "dw"))
+    assert dict(counted) == {"joint_gemm_simt 32x32x16/4x4": 1}
 
 
 def test_activations_have_their_gradient_before_it() -> None:
