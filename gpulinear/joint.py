@@ -35,7 +35,7 @@ def decide(
 
     Args:
         gemms: dgrad and wgrad, on operands as they are read.
-        considered: every variant and number of K splits of each; ``apart``: the best of each alone.
+        considered: the variants and numbers of K splits of each that may be taken; ``apart``: the best of each alone.
         wanted: True takes the pair wherever it is legal, None where a gain is predicted (``Options.joint``).
     """
     assert apart[0].cost is not None and apart[1].cost is not None

@@ -266,8 +266,11 @@ def _joint(builder: Builder, dgrad: Gemm, wgrad: Gemm) -> Joint | None:
     trial = Builder(builder.spec, builder.options)
     one, other = (replace(as_read(trial, gemm), d=writable(trial, gemm.d)[0]) for gemm in (dgrad, wgrad))
     apart = (_choose(trial, one), _choose(trial, other))
-    everything = (list(considered(trial, one)), list(considered(trial, other)))
-    joint = decide((one, other), everything, apart, builder.spec, builder.num_sms, wanted)
+    # What was measured to be the fastest alone is taken in a joint launch too, or there is none.
+    of_one, of_other = (
+        [best] if best.tuned else list(considered(trial, gemm)) for gemm, best in ((one, apart[0]), (other, apart[1]))
+    )
+    joint = decide((one, other), (of_one, of_other), apart, builder.spec, builder.num_sms, wanted)
     if joint.refused is None:
         builder.choices += trial.choices
     elif wanted:

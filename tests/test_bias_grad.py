@@ -206,10 +206,14 @@ def steps(dy: Any, inner: int, arch: str, **how: Any) -> list[tuple[str, str]]:
 def test_a_plan_says_where_db_comes_from() -> None:
     dy = gl.ShapeDtype((4096, 512), BF16)
     for arch, family in (("sm_90a", "gemm_wgmma"), ("sm_80", "gemm_mma")):
-        assert [name for name, _ in steps(dy, 512, arch)] == [family, family]
-        (_, note) = steps(dy, 512, arch)[-1]
-        assert note.startswith("wgrad") and note.endswith(", and db")
-        assert not steps(dy, 512, arch, needs=("dx", "dw"))[-1][1].endswith("db")
+        with gemm.planning(Options(joint=True)):
+            ((name, note),) = steps(dy, 512, arch)
+        assert name == f"joint_{family}" and note.count(", and db") == 1
+        with gemm.planning(Options(joint=False)):
+            assert [name for name, _ in steps(dy, 512, arch)] == [family, family]
+            (_, note) = steps(dy, 512, arch)[-1]
+            assert note.startswith("wgrad") and note.endswith(", and db")
+            assert not steps(dy, 512, arch, needs=("dx", "dw"))[-1][1].endswith("db")
         apart = steps(dy, 512, arch, needs=("dx", "db"))
         assert sorted(name for name, _ in apart) == ["column_sum", family]
 

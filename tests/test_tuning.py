@@ -16,7 +16,7 @@ import gpulinear as gl
 from gpulinear import gemm, testing
 from gpulinear.builder import Builder
 from gpulinear.calls import BUILDERS
-from gpulinear.config import NUMERICS_VERSION, GemmConfig
+from gpulinear.config import NUMERICS_VERSION, GemmConfig, JointConfig
 from gpulinear.device import ARCHS, DeviceSpec
 from gpulinear.launch import launches
 from gpulinear.plan import Choice, Options
@@ -80,8 +80,13 @@ def test_the_backward_pass_finds_both_entries() -> None:
     arrays = [gl.ShapeDtype(shape, "float32") for shape in ((300, 4096), (300, 2048), (4096, 2048))]
     made = gl.explain("linear_backward", *arrays, needs=("dx", "dw"), arch=ARCH)
     assert [step.config.tile for step in made.steps if step.family == "gemm_simt"] == [dgrad.tile, wgrad.tile]
+    assert made.joint is not None and "number of threads" in str(made.joint.refused)
     put(dgrad, replace(wgrad, tile=dgrad.tile))
-    made = gl.explain("linear_backward", *arrays, needs=("dx", "dw"), arch=ARCH)
+    with gemm.planning(Options(joint=True)):
+        together = gl.explain("linear_backward", *arrays, needs=("dx", "dw"), arch=ARCH)
+    assert [step.config.tile for step in together.steps if isinstance(step.config, JointConfig)] == [dgrad.tile]
+    with gemm.planning(Options(joint=False)):
+        made = gl.explain("linear_backward", *arrays, needs=("dx", "dw"), arch=ARCH)
     configs = [step.config for step in made.steps if isinstance(step.config, GemmConfig)]
     assert [(config.k_major_a, config.k_major_b) for config in configs] == [(True, False), (False, False)]
 
