@@ -58,6 +58,7 @@ SIZES = [(512, 512, 512), (32, 1024, 1024), (1536, 1024, 1024), (1024, 1001, 100
         ("sm_80", "gemm_mma", "bfloat16", None),
         ("sm_80", "gemm_mma", "float32", "tf32"),
         ("sm_80", "gemm_mma", "float32", "bf16x6"),
+        ("sm_90a", "gemm_wgmma", "float32", "bf16x6"),
         ("sm_120", "gemm_mma", "bfloat16", None),
     ],
 )
