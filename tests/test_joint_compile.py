@@ -31,7 +31,7 @@ def planned(arch: str, family: str, dtype: str, tokens: int, out: int, inner: in
     dy, x, w = (gl.ShapeDtype(shape, dtype) for shape in ((tokens, out), (tokens, inner), (out, inner)))
     options = {name: settings.pop(name) for name in ("tile", "segment", "splits") if name in settings}
     with gemm.planning(Options(family=family, joint=True, **options)):
-        made = gl.explain("linear_backward", dy, x, w, arch=arch, **{"needs": ("dx", "dw"), **settings})
+        made = gl.explain("linear_backward", dy, x, w, arch=arch, **settings)
     (config,) = (step.config for step in made.steps if isinstance(step.config, JointConfig))
     return config
 
@@ -55,6 +55,7 @@ SIZES = [(512, 512, 512), (32, 1024, 1024), (1536, 1024, 1024), (1024, 1001, 100
         ("sm_90a", "gemm_simt", "float32", None),
         ("sm_90a", "gemm_simt", "float64", None),
         ("sm_75", "gemm_simt", "float32", None),
+        ("sm_75", "gemm_mma", "float16", None),
         ("sm_80", "gemm_mma", "bfloat16", None),
         ("sm_80", "gemm_mma", "float32", "tf32"),
         ("sm_80", "gemm_mma", "float32", "bf16x6"),

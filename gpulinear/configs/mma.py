@@ -202,6 +202,8 @@ class GemmMmaConfig(GemmConfig):
             return f"its segments are of {self.segment} rows, not those of column sums"
         if self.k_major_a:
             return "dy is read along tokens, and the threads that sum it take rows of it"
+        if not self.asynchronous and self.warp_m * self.warp_n == 64 * 64:
+            return "beside a prefetched tile, 64x64 warp tiles leave no registers for it"
         return None
 
     def macs_per_clock(self, spec: DeviceSpec, warps: float) -> float:
