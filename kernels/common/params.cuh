@@ -15,7 +15,7 @@ struct GemmParams {
   void* preact;      // Out (m, n): preact[i * ldp + j], or null
   void* total;  // Acc: running totals (m, n) when splits == 1, else slabs [segments][m][n]; null when K <= S
   void* db;     // Db (m): the sums over k of A; only where the kernel's kBiasGrad is set
-  void* db_slabs;  // Acc [segments][m] of db where splits > 1, else null
+  void* db_slabs;                             // Acc [segments][m] of db where splits > 1, else null
   long long lda, ldb, ldd, ldp, bias_stride;  // elements; lda and ldb may be zero or negative
   int m, n, k;
   int activation, accumulate;
