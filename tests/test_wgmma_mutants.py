@@ -288,7 +288,7 @@ MUTANTS = [
     Mutant("old rows of the first consumer for both", PREVIOUS,
            "work.m0 + 64 * consumer, full", "work.m0, full", accumulating_two_consumers),
     Mutant("the first old columns for all", PREVIOUS, "work.n0 + i * Slots::Box::kCols,", "work.n0,", accumulating),
-    Mutant("old values after every segment", LOAD, "k < first_end &&", "(k + kDepth) % Config::kSegment == 0 &&", accumulating),
+    Mutant("old values after every segment", LOAD, "k < first_end &&", "(k + kTileDepth) % Config::kSegment == 0 &&", accumulating),
     Mutant("old values after the last segment", LOAD,
            "min(work.k_end, work.k_begin + Config::kSegment)", "work.k_end", accumulating),
     Mutant("old values where nothing accumulates", LOAD, "if (p.accumulate && k", "if (k", ring),

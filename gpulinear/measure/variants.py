@@ -23,7 +23,9 @@ _UNTUNED = Options(tuned=False)  # what is looked at may not depend on the table
 _COPIED = "columns_stepped"  # the view that no kernel reads in place
 LAYOUTS = {"NT": "linear", "NN": "dgrad", "TN": "wgrad"}
 _BOTH = "NN+TN"  # of a joint launch
-# Joint launches put two kernels that are looked at anyway into one: of each family one dtype tells whether they fit together.
+_SUMMING = "TN+db"  # of a wgrad that sums db too
+# Both 16-bit types have the same such wgrads: one tells. Joint launches put two kernels that are looked at anyway into one:
+# of each family one dtype tells whether they fit together.
 _JOINT_DTYPES = {"gemm_simt": "float32", "gemm_mma": "bfloat16", "gemm_wgmma": "bfloat16"}
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # by argument name
@@ -68,7 +70,7 @@ class Variant:
     config: Config
     call: SmallCall
     step: int
-    layout: str  # a key of LAYOUTS, two of them for a joint launch; empty for kernels that multiply no matrices
+    layout: str  # a key of LAYOUTS, _SUMMING or _BOTH; empty for kernels that multiply no matrices
     long: bool = False  # launched only where K is longer than a segment
 
     @property
@@ -149,6 +151,20 @@ def _joint_call(arch: str, family: str, dtype: str, view: str) -> SmallCall | No
     return call(rows, rows, config.block_n, replace(options, tile=config.tile))
 
 
+def _summing_calls(arch: str, family: str, dtype: str, view: str) -> Iterator[SmallCall]:
+    """A call of one tile for each variant of a wgrad that sums db too."""
+    for layout, call, long in _gemm_calls(arch, family, dtype, None, view):
+        if layout == "TN" and not long:
+            (_, (_, out)), (_, (_, inner)) = call.inputs
+            inputs: Shapes = (*call.inputs, ("weight", (out, inner)))
+            outputs: Shapes = (("dw_out", (out, inner)), ("db_out", (out,)))
+            summing = SmallCall(
+                "linear_backward", dtype, inputs, outputs, (("needs", ("dw", "db")),), view, call.options
+            )
+            if len(summing.plan(summing.build(random=False), arch).steps) == 1:  # else column_sum does it
+                yield summing
+
+
 def _other_calls(dtype: str) -> Iterator[SmallCall]:
     """Calls that launch the kernels beside the matrix products."""
     rows, cols = 128, 64
@@ -198,6 +214,11 @@ def variants(
                 for view in views:
                     for layout, call, long in _gemm_calls(arch, family, dtype, precision, view):
                         add(call, layout, long)
+    for family in ("gemm_mma", "gemm_wgmma"):
+        if "bfloat16" in dtypes and (wanted is None or family in wanted):
+            for view in views:
+                for call in _summing_calls(arch, family, "bfloat16", view):
+                    add(call, _SUMMING)
     for family, dtype in _JOINT_DTYPES.items():
         if dtype in dtypes and (wanted is None or f"joint_{family}" in wanted):
             for view in views:
