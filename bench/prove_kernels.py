@@ -17,6 +17,7 @@ from gpulinear import check, device, gemm, ledger, testing
 from gpulinear.config import SEGMENT, segment_of
 from gpulinear.launch import compile_plan
 from gpulinear.plan import Options, Plan
+from gpulinear.problem import PRECISIONS as PRECISIONS_OF_FLOAT32
 from gpulinear.views import numpy_dtype
 
 from .budget import Clock
@@ -32,6 +33,7 @@ SHAPES = (
 )
 LAYER_SHAPE = (65, 66, 67)
 TILE_SHAPE = (35, 36, 72)
+PRECISIONS = tuple(name for name in PRECISIONS_OF_FLOAT32 if name != "ieee")
 OPERANDS = {"linear": ("x", "weight"), "dgrad": ("dy", "weight"), "wgrad": ("dy", "x")}
 
 
@@ -43,6 +45,7 @@ class Case(NamedTuple):
     shape: tuple[int, int, int] = LAYER_SHAPE
     activation: str | None = "relu"
     options: Options = Options()
+    precision: str | None = None
 
 
 def _operands(shape: tuple[int, int, int], dtype: str, exact: bool) -> dict[str, Array]:
@@ -56,12 +59,8 @@ def _operands(shape: tuple[int, int, int], dtype: str, exact: bool) -> dict[str,
     }
 
 
-def _call(op: str, arrays: dict[str, Any]) -> Any:
-    if op == "linear":
-        return gl.linear(arrays["x"], arrays["weight"])
-    if op == "dgrad":
-        return gl.dgrad(arrays["dy"], arrays["weight"])
-    return gl.wgrad(arrays["dy"], arrays["x"])
+def _call(op: str, arrays: dict[str, Any], precision: str | None) -> Any:
+    return getattr(gl, op)(*(arrays[name] for name in OPERANDS[op]), precision=precision)
 
 
 def factors(op: str, arrays: dict[str, Any]) -> tuple[Any, Any]:
@@ -92,8 +91,10 @@ def arguments_of(case: Case, host: Mapping[str, Array], xp: Any) -> tuple[tuple[
         "linear_backward": ("dy", "x", "weight"),
     }[case.op]
     options: dict[str, Any] = {"activation": case.activation} if case.op.startswith("linear") else {}
-    if case.op == "linear_backward":
+    if case.op == "linear_backward" and case.activation is not None:
         options["preact"] = at["preact"]
+    if case.precision is not None:
+        options["precision"] = case.precision
     return tuple(at[name] for name in names), options
 
 
@@ -110,9 +111,9 @@ def _on_host(array: Any) -> Array:
 
 
 def _exact(case: Case, host: Mapping[str, Array]) -> list[Array]:
-    """What a call with relu gives, in float64: exact for small integers."""
+    """What a call with relu, or with none, gives in float64: exact for small integers."""
     x, weight, dy, preact, bias = (host[n].astype(np.float64) for n in ("x", "weight", "dy", "preact", "bias"))
-    dz = np.where(preact > 0, dy, 0.0)
+    dz = dy if case.activation is None else np.where(preact > 0, dy, 0.0)
     if case.op == "linear":
         return [np.maximum(x @ weight.T + bias, 0.0)]
     if case.op == "dgrad":
@@ -159,10 +160,11 @@ class Kernels:
         """Every layout through every family, exact; then every legal tile and several splits, all ops and dtypes."""
         import cupy
 
-        ops = ("linear", "linear_backward", "bgrad", "dgrad", "wgrad")
-        for dtype, op, view in itertools.product(check.DTYPES, ops, testing.VIEWS):
-            case = Case(op, view)
-            row = {"op": op, "dtype": dtype, "view": view}
+        for dtype, case in layout_cases():
+            row = {
+                "op": case.op, "dtype": dtype, "view": case.view, "precision": case.precision,
+                "joint": case.options.joint,
+            }  # fmt: skip
             try:
                 yield {**row, "status": "ok" if self._layout(case, dtype, cupy) else "WRONG"}
             except Exception as error:  # one call that cannot run must not cost the others
@@ -172,8 +174,9 @@ class Kernels:
     def _layout(self, case: Case, dtype: str, cupy: Any) -> bool:
         host = case_operands(case, dtype)
         arguments = arguments_of(case, host, cupy)
-        plan = gl.explain(case.op, *arguments[0], **arguments[1])
-        pairs = zip(self._run(plan, lambda: results_of(case, arguments)), _exact(case, host), strict=True)
+        with gemm.planning(case.options):
+            plan = gl.explain(case.op, *arguments[0], **arguments[1])
+            pairs = zip(self._run(plan, lambda: results_of(case, arguments)), _exact(case, host), strict=True)
         right = all(bool((g == w.astype(g.dtype)).all()) for g, w in pairs)
         self.note(plan, right)
         return right
@@ -181,31 +184,35 @@ class Kernels:
     def _tiles(self) -> Iterator[dict[str, Any]]:
         import cupy
 
-        for dtype, shape, op in itertools.product(check.DTYPES, SHAPES, ("linear", "dgrad", "wgrad")):
+        kinds: list[tuple[str, str | None, tuple[int, int, int], str]]
+        kinds = [(dtype, None, shape, op) for dtype in check.DTYPES for shape in SHAPES for op in OPERANDS]
+        kinds += [("float32", precision, shape, "linear") for precision in PRECISIONS for shape in SHAPES[-1:]]
+        for dtype, precision, shape, op in kinds:
             for exact in (True, False):
                 host = _operands(shape, dtype, exact)
                 on = {name: cupy.asarray(array) for name, array in host.items()}
                 a, b = factors(op, host)
                 want = a.astype(np.float64) @ b.astype(np.float64)
-                how = check.summation(dtype, device.live_spec(0))
-                bound = testing.gemm_bound(a, b, how, out_dtype=numpy_dtype(dtype))
+                how = check.summation(dtype, device.live_spec(0), precision)
+                off = testing.REPRESENTATION[precision or "ieee"]
+                bound = testing.gemm_bound(a, b, how, out_dtype=numpy_dtype(dtype), representation=off)
                 names = OPERANDS[op]
                 first: bytes | None = None
-                for choice in gl.explain(op, *(on[n] for n in names)).choices:
+                for choice in gl.explain(op, *(on[n] for n in names), precision=precision).choices:
                     if choice.refused is not None:
                         continue
                     for splits in (1, 2, 3):
                         with gemm.planning(Options(tile=choice.config.tile, splits=splits)):
-                            plan = gl.explain(op, *(on[n] for n in names))
-                            got = self._run(plan, lambda: _on_host(_call(op, on)))  # noqa: B023
+                            plan = gl.explain(op, *(on[n] for n in names), precision=precision)
+                            got = self._run(plan, lambda: _on_host(_call(op, on, precision)))  # noqa: B023
                         first = got.tobytes() if first is None else first
                         ratio = testing.error_ratio(got, want, bound)
                         same = got.tobytes() == first
                         right = ratio <= 1.0 and same and (not exact or bool((got == want.astype(got.dtype)).all()))
                         self.note(plan, right)
                         yield {
-                            "op": op, "dtype": dtype, "shape": shape, "exact": exact, "tile": choice.config.tile,
-                            "splits": splits, "error_ratio": ratio, "same_bits": same,
+                            "op": op, "dtype": dtype, "precision": precision, "shape": shape, "exact": exact,
+                            "tile": choice.config.tile, "splits": splits, "error_ratio": ratio, "same_bits": same,
                             "status": "ok" if right else "WRONG",
                         }  # fmt: skip
 
@@ -221,7 +228,8 @@ class Kernels:
             for case in emulator_cases(dtype, arch):
                 row = {
                     "op": case.op, "dtype": dtype, "view": case.view, "shape": case.shape, "tile": case.options.tile,
-                    "splits": case.options.splits, "activation": case.activation,
+                    "splits": case.options.splits, "activation": case.activation, "precision": case.precision,
+                    "joint": case.options.joint,
                 }  # fmt: skip
                 try:
                     yield {**row, **self._both(case, dtype, arch, cupy)}
@@ -252,6 +260,19 @@ class Kernels:
         return [ledger.Entry(name, sha, arch, *rest) for sha, (name, arch, good) in self.seen.items() if good]
 
 
+def layout_cases() -> Iterator[tuple[str, Case]]:
+    """Every op through every layout, in every dtype and precision; both gradients and db in one launch and in several."""
+    for dtype, op, view in itertools.product(check.DTYPES, (*OPERANDS, "linear_backward", "bgrad"), testing.VIEWS):
+        yield dtype, Case(op, view)
+    for name, op in itertools.product(PRECISIONS, (*OPERANDS, "linear_backward")):
+        yield "float32", Case(op, precision=name)
+    kinds: list[tuple[str, str | None]] = [(dtype, None) for dtype in check.DTYPES] + [
+        ("float32", precision) for precision in PRECISIONS
+    ]
+    for (dtype, precision), joint in itertools.product(kinds, (True, False)):
+        yield dtype, Case("linear_backward", activation=None, options=Options(joint=joint), precision=precision)
+
+
 def families_of(dtype: str, arch: str) -> list[str]:
     """The GEMM families of a dtype: of weights of any width, and of those whose rows are multiples of 16 bytes."""
     squares = [gl.ShapeDtype((size, size), dtype) for size in (1, 16)]
@@ -273,8 +294,11 @@ def legal_tiles(dtype: str, arch: str, family: str) -> dict[str, list[str]]:
 
 
 def emulator_cases(dtype: str, arch: str) -> list[Case]:
-    """Every family and layout on shapes that the emulator runs in a second, then every tile."""
-    return [case for family in families_of(dtype, arch) for case in _cases_of(dtype, arch, family)]
+    """Every family and layout on shapes that the emulator runs in a second, then every tile; then the precisions."""
+    cases = [case for family in families_of(dtype, arch) for case in _cases_of(dtype, arch, family)]
+    for precision in PRECISIONS if dtype == "float32" else ():
+        cases += [Case(op, shape=TILE_SHAPE, precision=precision) for op in OPERANDS]
+    return cases
 
 
 def _cases_of(dtype: str, arch: str, family: str) -> Iterator[Case]:
@@ -288,6 +312,7 @@ def _cases_of(dtype: str, arch: str, family: str) -> Iterator[Case]:
         yield Case("linear_backward", view, small, options=one)
     yield Case("linear_backward", "contiguous", small, "silu", one)
     yield Case("linear", "misaligned", small, None, one)
+    yield Case("linear_backward", "contiguous", small, None, replace(one, joint=True))
     yield Case("linear", "contiguous", long, options=replace(one, splits=2))
     able = {tile: op for op in OPERANDS for tile in tiles[op]}  # by tile, an op that it can do
     for tile, op in able.items():
