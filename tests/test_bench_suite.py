@@ -21,6 +21,8 @@ from gpulinear.measure.trial import Result
 from .measure.fakes import FakeDevice, FakeProvider
 
 ROOT = Path(__file__).resolve().parent.parent
+# pytest-benchmark refuses to run in a worker of pytest-xdist, and these are processes of their own.
+ALONE = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
 CASE = Case("linear", "float32", 4, 8, 4)
 
 
@@ -28,7 +30,7 @@ def test_the_suite_runs_here_and_says_what_it_skipped(kernel_cache: Path) -> Non
     # Compiling and the emulator are left to a real run: they are covered by their own tests, and slow.
     command = [sys.executable, "-m", "pytest", "bench", "-q", "-p", "no:cacheprovider", "--benchmark-disable"]
     command += ["-k", "import or plan or warm or cpu_reference or kernel"]
-    environment = {**os.environ, "GPULINEAR_CACHE": str(kernel_cache)}
+    environment = {**ALONE, "GPULINEAR_CACHE": str(kernel_cache)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "gpulinear bench" in done.stdout
@@ -38,7 +40,7 @@ def test_the_suite_runs_here_and_says_what_it_skipped(kernel_cache: Path) -> Non
 
 def test_every_benchmark_can_be_collected() -> None:
     command = [sys.executable, "-m", "pytest", "bench", "-q", "-p", "no:cacheprovider", "--collect-only"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=ALONE, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("emulator", "warm_call", "import", "plan", "compile", "reference", "peers"):
         assert f"bench/test_{name}.py::" in done.stdout

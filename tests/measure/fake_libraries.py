@@ -217,16 +217,20 @@ def make_torch(seen: Recorder, *, modern: bool = True, cuda: bool = True) -> typ
 @pytest.fixture
 def libraries(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     """All fakes installed for one test: ``seen`` (what was called), ``cupy``, ``lt``, ``torch``."""
-    names = [name for name in sys.modules if name.partition(".")[0] in ("cupy", "cupy_backends", "nvmath", "torch")]
-    for name in names:
+    before = set(_of_libraries())
+    for name in before:
         monkeypatch.delitem(sys.modules, name)
-    before = set(sys.modules)
     monkeypatch.setattr("gpulinear.measure.providers.torch_.Torch._active", None)
     monkeypatch.setattr("gpulinear.measure.providers.torch_.Torch._stream", None)
     seen = Recorder()
     cupy = make_cupy(seen)
     make_cublas(seen)
     yield types.SimpleNamespace(seen=seen, cupy=cupy, lt=make_nvmath(seen), torch=make_torch(seen))  # type: ignore[misc]
-    for name in set(sys.modules) - before:
-        if name.partition(".")[0] in ("cupy", "cupy_backends", "nvmath", "torch"):
-            del sys.modules[name]
+    monkeypatch.undo()  # now: what a test has put in a fake's place would bring the fake back once it is gone
+    for name in set(_of_libraries()) - before:
+        del sys.modules[name]
+
+
+def _of_libraries() -> list[str]:
+    """The loaded modules of the libraries that have fakes."""
+    return [name for name in sys.modules if name.partition(".")[0] in ("cupy", "cupy_backends", "nvmath", "torch")]

@@ -60,7 +60,7 @@ def look(one: static.Kept) -> Row | None:
         return examine(variant, resources_only=True) if few else None
     if variant.layout and variant.call.dtype == "float16":
         return None  # bfloat16's, but for conversions
-    telling = variant.layout != "" or variant.call.dtype == "float32"
+    telling = (variant.layout != "" or variant.call.dtype == "float32") and not variant.long  # K > S: slow to emulate
     return examine(variant, resources_only=not (one.first and one.planned and telling))
 
 
