@@ -14,7 +14,7 @@ import gpulinear as gl
 from gpulinear import gemm
 from gpulinear.plan import Options
 
-from .kill_matrix import Mutant, Pairs, Probe, caught_by, first_verdict, print_matrix, probes_of
+from .kill_matrix import Mutant, Pairs, Probe, caught_by, first_verdict, print_matrix, probes_of, sampled
 from .layers import f8, ints
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -143,7 +143,7 @@ def test_the_clean_kernel_passes(probe: Probe, compiled: None, monkeypatch: pyte
     assert first_verdict(probe, monkeypatch, SCHEDULES) is None
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", sampled(MUTANTS))
 def test_every_mutant_is_caught(
     mutant: Mutant, compiled: None, matrix: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

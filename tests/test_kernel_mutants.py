@@ -19,7 +19,7 @@ from gpulinear import gemm, testing
 from gpulinear.config import SEGMENT
 from gpulinear.plan import Options
 
-from .kill_matrix import Mutant, Probe, caught_by, first_verdict, print_matrix, probes_of
+from .kill_matrix import Mutant, Probe, caught_by, first_verdict, print_matrix, probes_of, sampled
 from .layers import f8, ints
 
 Array = np.ndarray[Any, Any]
@@ -173,7 +173,7 @@ def test_the_clean_kernels_pass(probe: Probe, schedule: str, compiled: None, mon
     assert first_verdict(probe, monkeypatch, [schedule]) is None
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", sampled(MUTANTS))
 def test_every_mutant_is_caught(
     mutant: Mutant, compiled: None, matrix: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

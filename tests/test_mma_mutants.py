@@ -18,7 +18,7 @@ from gpulinear import gemm, testing
 from gpulinear.backends.emulator import last_results
 from gpulinear.plan import Options
 
-from .kill_matrix import Mutant, Probe, caught_by, first_verdict, print_matrix, probes_of
+from .kill_matrix import Mutant, Probe, caught_by, first_verdict, print_matrix, probes_of, sampled
 from .layers import f8, ints
 from .test_kernel_counters import aligned
 
@@ -264,7 +264,7 @@ def test_the_clean_kernel_passes(probe: Probe, schedule: str, compiled: None, mo
     assert first_verdict(probe, monkeypatch, [schedule], "sm_80") is None
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", sampled(MUTANTS))
 def test_every_mutant_is_caught(
     mutant: Mutant, compiled: None, matrix: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

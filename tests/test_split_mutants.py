@@ -22,7 +22,7 @@ from gpulinear.emulator import SanitizerError
 from gpulinear.errors import KernelFault
 from gpulinear.plan import Options
 
-from .kill_matrix import Mutant, Pairs, Probe, caught_by, first_verdict, print_matrix, probes_of
+from .kill_matrix import Mutant, Pairs, Probe, caught_by, first_verdict, print_matrix, probes_of, sampled
 from .test_split_planes import SPECIAL_BITS, from_bits, run_split, want_planes
 
 Array = np.ndarray[Any, Any]
@@ -136,7 +136,7 @@ def test_the_clean_kernels_pass(probe: Probe, compiled: None, monkeypatch: pytes
     assert first_verdict(probe, monkeypatch, SCHEDULES) is None
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", sampled(MUTANTS))
 def test_every_mutant_is_caught(
     mutant: Mutant, compiled: None, matrix: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
